@@ -1,0 +1,74 @@
+"""The models that benchmarks and tests speak of."""
+
+from __future__ import annotations
+
+from eet_jax import DecoderConfig, RotaryScaling
+
+_LLAMA3 = RotaryScaling(
+    kind="llama3",
+    factor=32.0,
+    original_max_seq_len=8192,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+)
+
+MODELS: dict[str, DecoderConfig] = {
+    "gpt2-124m": DecoderConfig(
+        vocab_size=50257,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_layers=12,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=64,
+        max_seq_len=1024,
+        norm="layer",
+        norm_eps=1e-5,
+        activation="gelu_tanh",
+        gated_mlp=False,
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        positions="learned",
+        tie_word_embeddings=True,
+    ),
+    "qwen3-0.6b": DecoderConfig(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_layers=28,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=128,
+        max_seq_len=40960,
+        rope_theta=1e6,
+        qk_norm=True,
+        tie_word_embeddings=True,
+    ),
+    "llama-3.2-1b": DecoderConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_layers=16,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        max_seq_len=131072,
+        norm_eps=1e-5,
+        rope_theta=5e5,
+        rotary_scaling=_LLAMA3,
+        tie_word_embeddings=True,
+    ),
+    "llama-3-8b": DecoderConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        max_seq_len=131072,
+        norm_eps=1e-5,
+        rope_theta=5e5,
+    ),
+}

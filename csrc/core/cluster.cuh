@@ -1,0 +1,50 @@
+// A few blocks that work on one thing: a thread block cluster, or the first block alone where the
+// GPU's code was compiled without clusters.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace eet {
+
+// Blocks per cluster, in the grid of every GPU.
+constexpr int kClusterBlocks = 8;
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define EET_CLUSTER
+#else
+#define EET_CLUSTER __cluster_dims__(eet::kClusterBlocks, 1, 1)
+#endif
+
+// The blocks of a kernel declared EET_CLUSTER and launched with kClusterBlocks blocks for each
+// item. Blocks whose rank is not below the size have to return at once.
+struct Cluster {
+  static __device__ int Item() { return blockIdx.x / kClusterBlocks; }
+  static __device__ int Rank() { return blockIdx.x % kClusterBlocks; }
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  static constexpr int kSize = kClusterBlocks;
+
+  // Waits for all threads of the cluster; what they wrote before is visible after.
+  static __device__ void Sync() {
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
+  }
+
+  // The block of `rank`'s copy of a shared variable. That block must still be running.
+  template <typename T>
+  static __device__ const T& Shared(const T& variable, int rank) {
+    return *static_cast<const T*>(__cluster_map_shared_rank(&variable, rank));
+  }
+#else
+  static constexpr int kSize = 1;
+
+  static __device__ void Sync() { __syncthreads(); }
+
+  template <typename T>
+  static __device__ const T& Shared(const T& variable, int) {
+    return variable;
+  }
+#endif
+};
+
+}  // namespace eet

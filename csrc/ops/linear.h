@@ -1,0 +1,79 @@
+// A linear layer with everything around it:  y = activation(x @ kernel^T + bias) + residual
+// or, gated, with activation(gate) * up of adjacent outputs in place of activation(.).
+#pragma once
+
+#include <cstdint>
+
+#include "core/stream.h"
+#include "core/types.h"
+#include "ops/activation.h"
+
+namespace eet {
+
+// How the product is computed. Chosen by the caller's path, never by the number of rows, so that a
+// row's bits do not depend on its neighbours.
+enum class LinearPath : int64_t {
+  kDecode,   // few rows: reads the kernel once at full bandwidth
+  kPrefill,  // many rows: library GEMM on CUDA
+};
+
+template <typename T, typename Y = T>
+struct LinearArgs {
+  const T* x;         // [rows, in]
+  const T* kernel;    // [out, in]
+  const T* bias;      // [out] or nullptr
+  const Y* residual;  // [rows, out], gated [rows, out / 2], or nullptr; may be y
+  Y* y;               // [rows, out], gated [rows, out / 2]; not x
+  T* scratch;         // [rows, out] where LinearNeedsScratch, else unused
+  int64_t rows, in, out;
+  Activation activation;
+  bool gated;  // kernel rows are gate 0, up 0, gate 1, ...: y = activation(gate) * up + residual
+  LinearPath path;
+};
+
+template <typename T, typename Y>
+void Linear(Stream stream, const LinearArgs<T, Y>& args);
+
+// Whether a product has to be kept before it is finished.
+constexpr bool LinearNeedsScratch(LinearPath path, bool gated, bool has_activation,
+                                  bool has_residual) {
+  return path == LinearPath::kPrefill && (gated || (has_activation && has_residual));
+}
+
+// Finishes one output whose product is `sum`.
+template <typename T, typename Y>
+EET_HOST_DEVICE void StoreOutput(const LinearArgs<T, Y>& args, int64_t row, int64_t col,
+                                 float sum) {
+  const int64_t at = row * args.out + col;
+  float value = Activate(args.activation, args.bias ? sum + float(args.bias[col]) : sum);
+  if (args.residual) value += float(args.residual[at]);
+  args.y[at] = Y(value);
+}
+
+// Finishes a gate and its neighbour.
+template <typename T, typename Y>
+EET_HOST_DEVICE void StoreGated(const LinearArgs<T, Y>& args, int64_t row, int64_t col, float gate,
+                                float up) {
+  const int64_t at = (row * args.out + col) / 2;
+  if (args.bias) {
+    gate += float(args.bias[col]);
+    up += float(args.bias[col + 1]);
+  }
+  float value = Activate(args.activation, gate) * up;
+  if (args.residual) value += float(args.residual[at]);
+  args.y[at] = Y(value);
+}
+
+// Finishes the adjacent outputs `col`, which is even, and col + 1, if there is one.
+template <typename T, typename Y>
+EET_HOST_DEVICE void StorePair(const LinearArgs<T, Y>& args, int64_t row, int64_t col, float first,
+                               float second) {
+  if (args.gated) {
+    StoreGated(args, row, col, first, second);
+  } else {
+    StoreOutput(args, row, col, first);
+    if (col + 1 < args.out) StoreOutput(args, row, col + 1, second);
+  }
+}
+
+}  // namespace eet

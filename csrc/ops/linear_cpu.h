@@ -1,0 +1,16 @@
+// How linear runs on the host. Both ways add each output's products in the same order.
+#pragma once
+
+#include "ops/linear.h"
+
+namespace eet {
+
+// Streams the kernel once for all rows, which share the first cache.
+template <typename T, typename Y>
+void LinearFewRows(const Stream& stream, const LinearArgs<T, Y>& args);
+
+// Multiplies blocks of rows with blocks of outputs, converted to float once per block.
+template <typename T, typename Y>
+void LinearManyRows(const Stream& stream, const LinearArgs<T, Y>& args);
+
+}  // namespace eet

@@ -1,0 +1,27 @@
+// Linear on the GPU: streamed for decode, library GEMM for prefill, tiles for odd sizes.
+#include "core/vector.cuh"
+#include "ops/linear_cuda.h"
+
+namespace eet {
+
+template <typename T, typename Y>
+void Linear(Stream stream, const LinearArgs<T, Y>& args) {
+  if (args.rows == 0 || args.out == 0) return;
+  const bool aligned = args.in > 0 && args.in % Vector<T>::kSize == 0 && IsAligned16(args.x) &&
+                       IsAligned16(args.kernel);
+  if (!aligned) {
+    LinearTiled(stream, args);
+  } else if (args.path == LinearPath::kDecode) {
+    LinearDecode(stream, args);
+  } else {
+    LinearPrefill(stream, args);
+  }
+}
+
+template void Linear(Stream, const LinearArgs<float>&);
+template void Linear(Stream, const LinearArgs<bfloat16>&);
+template void Linear(Stream, const LinearArgs<float16>&);
+template void Linear(Stream, const LinearArgs<bfloat16, float>&);
+template void Linear(Stream, const LinearArgs<float16, float>&);
+
+}  // namespace eet

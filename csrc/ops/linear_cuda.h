@@ -1,0 +1,21 @@
+// How linear runs on the GPU. Which way is taken depends on the path and on sizes of the kernel,
+// never on the number of rows.
+#pragma once
+
+#include "ops/linear.h"
+
+namespace eet {
+
+// Any size, any alignment: the simplest correct kernel.
+template <typename T, typename Y>
+void LinearTiled(Stream stream, const LinearArgs<T, Y>& args);
+
+// Streams the kernel at memory speed; rows of x and kernel are aligned to 16 bytes.
+template <typename T, typename Y>
+void LinearDecode(Stream stream, const LinearArgs<T, Y>& args);
+
+// Library GEMM; rows of x and kernel are aligned to 16 bytes.
+template <typename T, typename Y>
+void LinearPrefill(Stream stream, const LinearArgs<T, Y>& args);
+
+}  // namespace eet

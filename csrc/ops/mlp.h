@@ -1,0 +1,54 @@
+// A feed-forward network:  y = down(activation(up(x))) + residual
+// or, gated, down(activation(gate(x)) * up(x)) + residual with the rows of gate and up interleaved.
+#pragma once
+
+#include "ops/linear.h"
+
+namespace eet {
+
+template <typename T>
+struct MlpArgs {
+  const T* x;            // [rows, hidden]
+  const T* up_kernel;    // [inner, hidden], gated [2 * inner, hidden]: gate 0, up 0, gate 1, ...
+  const T* up_bias;      // [inner], gated [2 * inner], or nullptr
+  const T* down_kernel;  // [hidden, inner]
+  const T* down_bias;    // [hidden] or nullptr
+  const T* residual;     // [rows, hidden] or nullptr; may be y
+  T* y;                  // [rows, hidden]; may be x
+  T* intermediate;       // [rows, inner]
+  T* scratch;            // [rows, 2 * inner] when gated on kPrefill, else unused
+  int64_t rows, hidden, inner;
+  Activation activation;
+  bool gated;
+  LinearPath path;
+};
+
+template <typename T>
+void Mlp(Stream stream, const MlpArgs<T>& args) {
+  Linear(stream, LinearArgs<T>{.x = args.x,
+                               .kernel = args.up_kernel,
+                               .bias = args.up_bias,
+                               .residual = nullptr,
+                               .y = args.intermediate,
+                               .scratch = args.scratch,
+                               .rows = args.rows,
+                               .in = args.hidden,
+                               .out = args.gated ? 2 * args.inner : args.inner,
+                               .activation = args.activation,
+                               .gated = args.gated,
+                               .path = args.path});
+  Linear(stream, LinearArgs<T>{.x = args.intermediate,
+                               .kernel = args.down_kernel,
+                               .bias = args.down_bias,
+                               .residual = args.residual,
+                               .y = args.y,
+                               .scratch = nullptr,
+                               .rows = args.rows,
+                               .in = args.inner,
+                               .out = args.hidden,
+                               .activation = Activation::kNone,
+                               .gated = false,
+                               .path = args.path});
+}
+
+}  // namespace eet

@@ -1,0 +1,28 @@
+// Root mean square normalization of each row:  y = x / sqrt(mean(x^2) + eps) * scale
+#pragma once
+
+#include <cstdint>
+
+#include "core/stream.h"
+#include "core/types.h"
+
+namespace eet {
+
+template <typename T>
+struct RmsNormArgs {
+  const T* x;      // [rows, cols]
+  const T* scale;  // [cols]
+  T* y;            // [rows, cols]
+  int64_t rows, cols;
+  float eps;
+};
+
+template <typename T>
+void RmsNorm(Stream stream, const RmsNormArgs<T>& args);
+
+template <typename T>
+EET_HOST_DEVICE T RmsNormElement(T x, T scale, float inv_rms) {
+  return T(float(x) * inv_rms * float(scale));
+}
+
+}  // namespace eet

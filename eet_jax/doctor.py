@@ -1,0 +1,81 @@
+"""What is installed, what works, and the command that mends what does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+
+from xla_ops import _library
+
+PACKAGES = ("eet-jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "transformers", "jinja2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Versions, libraries and devices as text, and problems with the command that mends each."""
+
+    versions: dict[str, str]
+    libraries: dict[str, str]
+    devices: list[str]
+    problems: list[str]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every device that JAX sees can be used."""
+        return not self.problems
+
+
+def doctor() -> Report:
+    """Looks at this installation; starts JAX's backend."""
+    devices = jax.devices()
+    return Report(
+        versions=_versions(),
+        libraries={name: _library_status(name) for name in ("cpu", "cuda")},
+        devices=[f"{device} ({device.device_kind})" for device in devices],
+        problems=list(_problems(devices)),
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _library_status(name: str) -> str:
+    if name not in _library.libraries:
+        return f"missing: {_library.problems[name]}"
+    library = _library.libraries[name]
+    major, minor = library.ffi_api_version
+    variant = f", {_library.native().cpu_variant() or 'baseline'}" if name == "cpu" else ""
+    return f"loaded (sources {library.source_hash}, XLA FFI {major}.{minor}{variant})"
+
+
+def _problems(devices: list[Any]) -> list[str]:
+    platforms = {"cuda" if device.platform == "gpu" else device.platform for device in devices}
+    problems = [
+        f"{name}: {_library.problems[name]}; run `{_library.BUILD_COMMAND[name]}`"
+        for name in ("cpu", "cuda")
+        if name not in _library.libraries and (name == "cpu" or name in platforms)
+    ]
+    if "cuda" not in platforms and _has_nvidia_driver():
+        problems.append("an NVIDIA driver is here, but JAX sees no GPU; run `pip install 'jax[cuda13]'`")
+    return problems
+
+
+def _has_nvidia_driver() -> bool:
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,170 @@
+"""The decoder without a cache: all tokens at once, differentiable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eet_jax import ends, masks
+from eet_jax.config import DecoderConfig
+from eet_jax.params import Params
+from eet_jax.positions import alibi_slopes, rotary_table
+from eet_jax.prepare import Prepared, prepare
+from xla_ops import attention, linear, mlp, rms_norm, rotary
+
+
+def forward(
+    config: DecoderConfig,
+    params: Params | Prepared,
+    tokens: jax.Array | None,
+    *,
+    attention_mask: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    inputs_embeds: jax.Array | None = None,
+    return_hidden: bool = False,
+    logits_dtype: Any = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Logits of every token, without a state; gradients recompute the plain JAX references.
+
+    Args:
+        tokens: `[batch, seq]` int32; None with ``inputs_embeds``.
+        attention_mask: `[batch, seq]`, nonzero for real tokens, padded left or right. Results at
+            padding mean nothing.
+        positions: `[batch, seq]` int32, by default counted from each row's first real token.
+        inputs_embeds: `[batch, seq, hidden]`, in place of the tokens' embeddings.
+        return_hidden: return the final norm's output `[batch, seq, hidden]` instead of logits.
+        logits_dtype: of the logits, float32 by default.
+
+    Returns:
+        `[batch, seq, vocab]`.
+
+    Raises:
+        ValueError: if shapes do not fit or both or none of tokens and inputs_embeds are given;
+        TypeError: for tokens that are not ints.
+    """
+    weights = prepare(config, params)
+    shape = _checked_shape(config, tokens, inputs_embeds)
+    order = None
+    if attention_mask is not None:
+        if attention_mask.shape != shape:
+            raise ValueError(f"attention_mask must have shape {shape}, got {attention_mask.shape}")
+        _, order = masks.right_pad(attention_mask)
+        tokens, positions, inputs_embeds = (
+            masks.apply(array, order) for array in (tokens, positions, inputs_embeds)
+        )
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)
+    elif positions.shape != shape:
+        raise ValueError(f"positions must have shape {shape}, got {positions.shape}")
+    x = _embed(config, weights, tokens, inputs_embeds, positions, implementation)
+    table = rotary_table(config, positions)
+    for layer in range(config.num_layers):
+        x = _layer(config, weights, layer, x, table, implementation)
+    if return_hidden:
+        out = ends.final_norm(config, weights, x, implementation)
+    else:
+        out = ends.logits(config, weights, x, implementation=implementation)
+        out = out if logits_dtype is None else out.astype(logits_dtype)
+    return out if order is None else masks.undo(out, order)
+
+
+def _checked_shape(
+    config: DecoderConfig, tokens: jax.Array | None, embeds: jax.Array | None
+) -> tuple[int, int]:
+    if (tokens is None) == (embeds is None):
+        raise ValueError("give either tokens or inputs_embeds")
+    if embeds is not None:
+        if embeds.ndim != 3 or embeds.shape[2] != config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds must have shape [batch, seq, {config.hidden_size}], "
+                f"got {embeds.shape}"
+            )
+        return embeds.shape[:2]
+    assert tokens is not None
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens must be ints, got {tokens.dtype.name}")
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens must have shape [batch, seq], got {tokens.shape}")
+    if tokens.shape[1] > config.max_seq_len:
+        raise ValueError(
+            f"tokens must have at most max_seq_len {config.max_seq_len} columns, "
+            f"got {tokens.shape[1]}"
+        )
+    return tokens.shape
+
+
+def _embed(
+    config: DecoderConfig,
+    weights: Prepared,
+    tokens: jax.Array | None,
+    embeds: jax.Array | None,
+    positions: jax.Array,
+    implementation: str | None,
+) -> jax.Array:
+    if embeds is None:
+        assert tokens is not None
+        ids = tokens.astype(jnp.int32)
+        return ends.embed(config, weights, ids, positions, implementation=implementation)
+    return ends.add_positions(weights, embeds.astype(config.dtype), positions)
+
+
+def _layer(
+    config: DecoderConfig,
+    weights: Prepared,
+    layer: int,
+    x: jax.Array,
+    table: jax.Array | None,
+    implementation: str | None,
+) -> jax.Array:
+    w = jax.tree.map(lambda stack: stack[layer], weights.mlp)
+    attended = _attention(config, weights, layer, x, table, implementation)
+    source = x if config.parallel_residual else x + attended
+    normed = ends.norm(config, source, w.norm_scale, w.norm_bias, implementation)
+    fed = mlp(
+        normed,
+        w.up_kernel,
+        w.down_kernel,
+        up_bias=w.up_bias,
+        down_bias=w.down_bias,
+        activation=config.activation,
+        gated=config.gated_mlp,
+        implementation=implementation,
+    )
+    return x + attended + fed if config.parallel_residual else source + fed
+
+
+def _attention(
+    config: DecoderConfig,
+    weights: Prepared,
+    layer: int,
+    x: jax.Array,
+    table: jax.Array | None,
+    implementation: str | None,
+) -> jax.Array:
+    w = jax.tree.map(lambda stack: stack[layer], weights.attention)
+    normed = ends.norm(config, x, w.norm_scale, w.norm_bias, implementation)
+    qkv = linear(normed, w.qkv_kernel, w.qkv_bias, implementation=implementation)
+    qkv = qkv.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
+    q = qkv[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
+    k, v = qkv[..., -2, :], qkv[..., -1, :]
+    if config.qk_norm:
+        q = rms_norm(q, w.q_norm, eps=config.norm_eps, implementation=implementation)
+        k = rms_norm(k, w.k_norm, eps=config.norm_eps, implementation=implementation)
+    if table is not None:
+        q = rotary(q, table, interleaved=True, implementation=implementation)
+        k = rotary(k, table, interleaved=True, implementation=implementation)
+    attended = attention(
+        q,
+        k,
+        v,
+        window=config.window(layer),
+        soft_cap=config.attention_soft_cap,
+        alibi_slopes=alibi_slopes(config),
+        scale=config.score_scale,
+        implementation=implementation,
+    )
+    attended = attended.reshape(*x.shape[:2], -1)
+    return linear(attended, w.o_kernel, w.o_bias, implementation=implementation)

@@ -1,0 +1,310 @@
+"""Generation: one prefill, then jit-compiled chunks of the decode loop."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eet_jax import requests
+from eet_jax.config import DecoderConfig
+from eet_jax.decoder import _prefill, decode_active
+from eet_jax.pool import BufferPool
+from eet_jax.prepare import Prepared, prepare
+from eet_jax.requests import Request, Sampling
+from eet_jax.state import DecodeState, init_state, reserve
+from xla_ops import sample
+
+CHUNK_STEPS = 8
+"""Tokens between two looks of the host at who is done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What ``generate`` returns.
+
+    Args:
+        tokens: the generated tokens of each row. A row ends with its end-of-sequence token, or
+            before its stop sequence.
+        lengths: how many they are.
+        logprobs: their log-probabilities under the model, before temperature and penalties; None
+            unless asked for.
+        state: the state that was passed in, continued by prompts and tokens; None without one.
+    """
+
+    tokens: list[list[int]]
+    lengths: list[int]
+    logprobs: list[list[float]] | None = None
+    state: DecodeState | None = None
+
+
+def generate(
+    decoder: Any,
+    params: Any,
+    prompts: Any,
+    *,
+    max_new_tokens: int,
+    temperature: Any = 0.0,
+    top_k: Any = 0,
+    top_p: Any = 1.0,
+    min_p: Any = 0.0,
+    repetition_penalty: Any = 1.0,
+    eos_token_id: int | Sequence[int] | None = None,
+    stop: Sequence[Sequence[int]] | None = None,
+    logprobs: bool | None = None,
+    num_beams: int = 1,
+    rng: Any = 0,
+    attention_mask: Any = None,
+    pool: BufferPool | None = None,
+    state: DecodeState | None = None,
+) -> Generation:
+    """Continues prompts. Compiled once for each batch size and power-of-two bucket of lengths.
+
+    Args:
+        decoder: an ``eet_jax.Decoder``, an ``eet_jax.nnx.Decoder`` or a ``DecoderConfig``.
+        params: its parameters, or ``prepare(config, params)``, which spares preparing them in
+            every call; None takes those of an ``nnx.Decoder``.
+        prompts: a list of token lists, or an int array `[batch, seq]`.
+        max_new_tokens: the most tokens to generate for each row.
+        temperature: 0 is greedy. This and the next four are a number, or one for each row.
+        top_k: sample among the k most probable tokens, 0 for all; top_p: among the most probable
+            that together reach p; min_p: among those with at least min_p times the highest
+            probability. They apply in this order, after ``repetition_penalty`` (as transformers
+            defines it, over prompt and generated tokens) and temperature.
+        eos_token_id: one id or several.
+        stop: token sequences that end a row; they are cut off.
+        logprobs: whether to return them.
+        num_beams: only 1 so far.
+        rng: a seed or a JAX key, folded with row and position; or one seed for each row, folded
+            with position only, so that a row's draws do not depend on its place.
+        attention_mask: for array prompts, `[batch, seq]`, padded left or right.
+        pool: where the state is leased, the default pool if None; not with ``state``.
+        state: to continue; donated, and returned with the result.
+
+    Raises:
+        ValueError: for empty prompts, token ids outside the vocabulary, prompts and new tokens
+            beyond max_seq_len, or options out of range; TypeError: for prompts that are not ints.
+    """
+    if num_beams != 1:
+        raise ValueError(f"num_beams must be 1, beam search is not built yet, got {num_beams}")
+    config, params = requests.resolve(decoder, params)
+    request = requests.make(
+        config,
+        prompts,
+        attention_mask,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_token_id,
+        stop=stop,
+        state=state,
+    )
+    sampling = requests.sampling(
+        request.batch,
+        rng,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    run = Run(config, prepare(config, params), request, sampling, pool=pool, state=state)
+    for _ in run.chunks():
+        pass
+    kept = run.logprobs if requests.wants_logprobs(logprobs) else None
+    return Generation(
+        tokens=run.tokens,
+        lengths=[len(row) for row in run.tokens],
+        logprobs=kept,
+        state=run.final_state() if state is not None else None,
+    )
+
+
+class Run:
+    """One generation under way; ``tokens`` and ``logprobs`` grow as ``chunks`` is iterated.
+
+    ``watch(row, token)`` sees every token but the end of sequence, and ends its row by True.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Prepared,
+        request: Request,
+        sampling: Sampling,
+        *,
+        pool: BufferPool | None = None,
+        state: DecodeState | None = None,
+        watch: Callable[[int, int], bool] | None = None,
+    ) -> None:
+        self.config = config
+        self.weights = weights
+        self.request = request
+        self.sampling = sampling
+        self.watch = watch
+        self.tokens: list[list[int]] = [[] for _ in range(request.batch)]
+        self.logprobs: list[list[float]] = [[] for _ in range(request.batch)]
+        self.finished = np.zeros(request.batch, bool)
+        if state is None:
+            state = init_state(config, request.batch, request.capacity, pool=pool)
+            self.held = np.zeros(request.batch, np.int32)
+        else:
+            self.held = np.asarray(state.lengths)
+        self.state = state
+
+    def chunks(self) -> Iterator[None]:
+        """Prefills, then decodes; yields whenever tokens have arrived."""
+        request = self.request
+        if request.max_new_tokens == 0:
+            self._prefill()
+            return
+        loop = self._start()
+        on_gpu = next(iter(loop.state.k.devices())).platform == "gpu"
+        ahead = 1 if on_gpu else 0  # keeps the GPU busy while the host reads a chunk
+        pending: collections.deque[Any] = collections.deque()
+        steps = 0
+        while not self.finished.all():
+            while steps < request.max_new_tokens and len(pending) <= ahead:
+                loop, out = _decode_chunk(
+                    self.config, self.weights, loop, self.sampling, request.limits()
+                )
+                self.state = loop.state
+                pending.append(out)
+                steps += CHUNK_STEPS
+            stopped = self._take(*pending.popleft())
+            if stopped.any():
+                loop = dataclasses.replace(loop, done=loop.done | stopped)
+            yield
+
+    def final_state(self) -> DecodeState:
+        """The state with exactly the prompts and the returned tokens in it."""
+        counts = self.request.lengths + np.asarray([len(row) for row in self.tokens])
+        return dataclasses.replace(
+            self.state, lengths=jnp.asarray(self.held + counts, dtype=jnp.int32)
+        )
+
+    def _prefill(self) -> jax.Array:
+        request = self.request
+        logits, self.state = _prefill(
+            self.config, self.weights, request.tokens, request.lengths, self.state, None
+        )
+        return logits
+
+    def _start(self) -> Loop:
+        logits = self._prefill()
+        request = self.request
+        loop = _first(self.config, request.tokens, request.lengths, logits, self.state)
+        self.state = loop.state
+        return loop
+
+    def _take(self, tokens: jax.Array, logprobs: jax.Array, active: jax.Array) -> np.ndarray:
+        """Files a chunk's results; returns the rows that a stop sequence ended."""
+        new, scores, valid = np.asarray(tokens), np.asarray(logprobs), np.asarray(active)
+        stopped = np.zeros(self.request.batch, bool)
+        for row in np.flatnonzero(~self.finished):
+            for step in np.flatnonzero(valid[:, row]):
+                self.tokens[row].append(int(new[step, row]))
+                self.logprobs[row].append(float(scores[step, row]))
+                self.finished[row], cut = self.request.ends(self.tokens[row])
+                if cut:
+                    del self.tokens[row][-cut:], self.logprobs[row][-cut:]
+                    stopped[row] = True
+                elif self._watched(row):
+                    self.finished[row] = stopped[row] = True
+                if self.finished[row]:
+                    break
+        return stopped
+
+
+    def _watched(self, row: int) -> bool:
+        token = self.tokens[row][-1]
+        return self.watch is not None and token not in self.request.eos and self.watch(row, token)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What the decode loop carries; donated from chunk to chunk."""
+
+    state: DecodeState
+    logits: jax.Array
+    """[batch, vocab] float32, of the token to sample next"""
+    seen: jax.Array
+    """[batch, vocab] bool, tokens of the row so far"""
+    generated: jax.Array
+    """[batch] int32"""
+    done: jax.Array
+    """[batch] bool"""
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
+def _first(
+    config: DecoderConfig,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    logits: jax.Array,
+    state: DecodeState,
+) -> Loop:
+    """The loop's beginning, after prefill."""
+    batch, size = tokens.shape
+    real = jnp.arange(size) < lengths[:, None]
+    ids = jnp.where(real, tokens, config.vocab_size)
+    seen = jnp.zeros((batch, config.vocab_size), bool)
+    seen = seen.at[jnp.arange(batch)[:, None], ids].set(True, mode="drop")
+    return Loop(
+        state=state,
+        logits=logits,
+        seen=seen,
+        generated=jnp.zeros(batch, jnp.int32),
+        done=jnp.zeros(batch, bool),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _decode_chunk(
+    config: DecoderConfig, weights: Prepared, loop: Loop, sampling: Sampling, limits: Any
+) -> tuple[Loop, tuple[jax.Array, jax.Array, jax.Array]]:
+    """CHUNK_STEPS tokens for every row; returns them `[steps, batch]`, with who was active."""
+    max_new_tokens, eos = limits
+    batch = loop.done.shape[0]
+    left = jnp.where(loop.done, 0, jnp.clip(max_new_tokens - loop.generated, 0, CHUNK_STEPS))
+    loop = dataclasses.replace(loop, state=reserve(loop.state, loop.state.lengths + left))
+    out = (
+        jnp.zeros((CHUNK_STEPS, batch), jnp.int32),
+        jnp.zeros((CHUNK_STEPS, batch), jnp.float32),
+        jnp.zeros((CHUNK_STEPS, batch), bool),
+    )
+
+    def step(i: Any, carry: Any) -> Any:
+        loop, out = carry
+        active = ~loop.done & (loop.generated < max_new_tokens)
+        tokens, logprobs = sample(
+            loop.logits,
+            sampling.keys,
+            loop.state.lengths,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            seen=loop.seen,
+        )
+        logits, state = decode_active(config, weights, tokens, loop.state, active)
+        loop = Loop(
+            state=state,
+            logits=logits,
+            seen=loop.seen.at[jnp.arange(batch), tokens].max(active),
+            generated=loop.generated + active,
+            done=loop.done | (active & jnp.any(tokens[:, None] == eos, axis=1)),
+        )
+        out = tuple(
+            jax.lax.dynamic_update_index_in_dim(stack, item, i, 0)
+            for stack, item in zip(out, (tokens, logprobs, active), strict=True)
+        )
+        return loop, out
+
+    return jax.lax.fori_loop(0, CHUNK_STEPS, step, (loop, out))

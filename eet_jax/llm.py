@@ -1,0 +1,169 @@
+"""Text in, text out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from tokenizers import Tokenizer
+
+from eet_jax import checkpoint, models, requests
+from eet_jax.generation import Run
+from eet_jax.pool import BufferPool
+from eet_jax.prepare import prepare
+from eet_jax.text import TextRow
+
+
+class LLM:
+    """A decoder with its tokenizer.
+
+    Args:
+        model: a Hugging Face directory with `tokenizer.json`, or "eet-tiny", the small model inside
+            the package.
+        dtype: of weights and computation; the checkpoint's own if None.
+        pool: where generation leases its memory, the default pool if None.
+
+    Raises:
+        FileNotFoundError: if the directory or one of its files is missing; ValueError: for
+            checkpoints that are not supported.
+    """
+
+    def __init__(
+        self, model: str | Path, *, dtype: Any = None, pool: BufferPool | None = None
+    ) -> None:
+        self.directory = models.resolve(model)
+        tokenizer = self.directory / "tokenizer.json"
+        if not tokenizer.exists():
+            raise FileNotFoundError(f"{tokenizer} is missing; transformers writes it with a tokenizer")
+        self.tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer))
+        self.config, params = checkpoint.load(self.directory, dtype=dtype)
+        self.weights = prepare(self.config, params, donate=True)
+        self.eos_token_id = _eos(self.directory)
+        self._pool = pool
+        self._chat_tokenizer: Any = None
+
+    @overload
+    def generate(self, prompts: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[str]: ...
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> str | list[str]:
+        """Continues one text or several.
+
+        Args:
+            prompts: a string, or a list of them, which are generated together.
+            options: ``max_new_tokens`` (64), ``stop`` (strings, which are cut off), and as for
+                ``eet_jax.generate``: temperature, top_k, top_p, min_p, repetition_penalty, rng.
+
+        Returns:
+            The continuation without the prompt, or a list of them.
+
+        Raises:
+            ValueError, TypeError: as ``eet_jax.generate``.
+        """
+        single = isinstance(prompts, str)
+        rows, run = self._run([prompts] if isinstance(prompts, str) else list(prompts), **options)
+        for _ in run.chunks():
+            pass
+        texts = [row.finish() for row in rows]
+        return texts[0] if single else texts
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Continues one text, piece by piece; options as for ``generate``."""
+        (row,), run = self._run([prompt], **options)
+        for _ in run.chunks():
+            if piece := row.take():
+                yield piece
+        row.finish()
+        if piece := row.take():
+            yield piece
+
+    def chat(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
+        """Answers a conversation through the model's chat template.
+
+        Args:
+            messages: dicts with role and content; options as for ``generate``.
+
+        Raises:
+            ImportError: without transformers and jinja2, with the command that installs them;
+            ValueError: if the model has no chat template.
+        """
+        return self.generate(self.chat_prompt(messages), **options)
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
+        """The text that the chat template makes of ``messages``; errors as ``chat``."""
+        if self._chat_tokenizer is None:
+            try:
+                import jinja2  # noqa: F401
+                from transformers import AutoTokenizer
+            except ImportError as error:
+                raise ImportError("chat needs: pip install 'eet-jax[chat]'") from error
+            self._chat_tokenizer = AutoTokenizer.from_pretrained(str(self.directory))
+        if not self._chat_tokenizer.chat_template:
+            raise ValueError(f"{self.directory} has no chat template")
+        text: str = self._chat_tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def _run(
+        self,
+        prompts: list[str],
+        *,
+        max_new_tokens: int = 64,
+        stop: str | Sequence[str] | None = None,
+        temperature: Any = 0.0,
+        top_k: Any = 0,
+        top_p: Any = 1.0,
+        min_p: Any = 0.0,
+        repetition_penalty: Any = 1.0,
+        rng: Any = 0,
+    ) -> tuple[list[TextRow], Run]:
+        ids = [self.tokenizer.encode(prompt).ids for prompt in prompts]
+        request = requests.make(
+            self.config,
+            ids,
+            None,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.eos_token_id,
+            stop=None,
+            state=None,
+        )
+        sampling = requests.sampling(
+            len(ids),
+            rng,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )
+        stops = _stops(stop)
+        rows = [TextRow(self.tokenizer, row, stops) for row in ids]
+        run = Run(
+            self.config,
+            self.weights,
+            request,
+            sampling,
+            pool=self._pool,
+            watch=lambda row, token: rows[row].push(token),
+        )
+        return rows, run
+
+
+def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(not text for text in stops):
+        raise ValueError("stop strings must not be empty")
+    return stops
+
+
+def _eos(directory: Path) -> list[int]:
+    """End-of-sequence ids of `generation_config.json`, else of `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        value = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+        if value is not None:
+            return [value] if isinstance(value, int) else list(value)
+    return []

@@ -1,0 +1,66 @@
+"""What calling a Flax module does, for Linen and NNX alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eet_jax import masks
+from eet_jax.config import DecoderConfig
+from eet_jax.decoder import extend
+from eet_jax.forward import forward
+from eet_jax.params import Params
+from eet_jax.state import DecodeState
+
+
+def call(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array | None,
+    *,
+    attention_mask: jax.Array | None,
+    positions: jax.Array | None,
+    inputs_embeds: jax.Array | None,
+    state: DecodeState | None,
+    return_hidden: bool,
+    logits_dtype: Any,
+    implementation: str | None,
+) -> Any:
+    """Logits, or (logits, state) when a state is given; see ``eet_jax.Decoder``."""
+    if state is None:
+        return forward(
+            config,
+            params,
+            tokens,
+            attention_mask=attention_mask,
+            positions=positions,
+            inputs_embeds=inputs_embeds,
+            return_hidden=return_hidden,
+            logits_dtype=logits_dtype,
+            implementation=implementation,
+        )
+    if positions is not None:
+        raise ValueError("positions cannot be given with a state, which counts them itself")
+    if (tokens is None) == (inputs_embeds is None):
+        raise ValueError("give either tokens or inputs_embeds")
+    lengths = order = None
+    if attention_mask is not None:
+        lengths, order = masks.right_pad(attention_mask)
+        tokens, inputs_embeds = masks.apply(tokens, order), masks.apply(inputs_embeds, order)
+    if tokens is None:
+        assert inputs_embeds is not None
+        tokens = jnp.zeros(inputs_embeds.shape[:2], jnp.int32)
+    out, state = extend(
+        config,
+        params,
+        tokens,
+        lengths,
+        state,
+        inputs_embeds=inputs_embeds,
+        return_hidden=return_hidden,
+        implementation=implementation,
+    )
+    out = out if order is None else masks.undo(out, order)
+    return (out if logits_dtype is None else out.astype(logits_dtype)), state

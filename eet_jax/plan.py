@@ -1,0 +1,136 @@
+"""How much memory a decoder takes, known before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from eet_jax.config import DecoderConfig
+from eet_jax.params import param_count
+from xla_ops import LayerOptions, workspace_bytes
+
+PAGE_SIZE = 64
+"""Tokens of a cache page: 16 KiB of keys at head_dim 128 in 16 bits, one bulk copy."""
+
+CHUNK_ALIGNMENT = 64
+"""Prefill chunks are multiples of this many tokens, the tile of the attention kernel."""
+
+DEFAULT_BUDGET = 256 * 2**20
+MAX_CHUNK = 8192
+"""Longer chunks no longer speed anything up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Bytes of a decoder with a given state.
+
+    ``activation_bytes`` is what prefill and decode use at most beyond weights and cache: residual
+    stream and workspace. It does not grow with the number of layers nor with the prompt.
+    """
+
+    weight_bytes: int
+    kv_bytes: int
+    workspace_bytes: int
+    residual_bytes: int
+    chunk_tokens: int
+    pages: int
+    max_pages: int
+
+    @property
+    def activation_bytes(self) -> int:
+        """Residual stream and workspace."""
+        return self.workspace_bytes + self.residual_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """Weights, cache and activations."""
+        return self.weight_bytes + self.kv_bytes + self.activation_bytes
+
+
+def plan(
+    config: DecoderConfig,
+    batch: int,
+    max_seq_len: int | None = None,
+    activation_budget: int | None = None,
+    *,
+    page_size: int = PAGE_SIZE,
+    pages: int | None = None,
+) -> Plan:
+    """What ``init_state`` with the same arguments leases, and the weights in ``config.dtype``.
+
+    Args:
+        batch: rows; max_seq_len: the most tokens of a row, ``config.max_seq_len`` by default.
+        activation_budget: bytes for activations, 256 MiB or the minimum if that is more.
+
+    Raises:
+        ValueError: for sizes out of range, or a budget under the minimum, with the minimum.
+    """
+    max_seq_len = config.max_seq_len if max_seq_len is None else max_seq_len
+    _check_sizes(config, batch, max_seq_len, page_size)
+    itemsize = jnp.dtype(config.dtype).itemsize
+    max_pages = -(-max_seq_len // page_size)
+    pages = 1 + batch * max_pages if pages is None else pages
+    if pages < 2:
+        raise ValueError(f"pages must be at least 2, the first is nobody's, got {pages}")
+    chunk = _chunk_tokens(config, batch, max_pages * page_size, activation_budget)
+    page_bytes = config.num_kv_heads * page_size * config.head_dim * itemsize
+    return Plan(
+        weight_bytes=param_count(config) * itemsize,
+        kv_bytes=2 * config.num_layers * pages * page_bytes,
+        workspace_bytes=_workspace(config, batch, chunk, max_pages * page_size),
+        residual_bytes=chunk * config.hidden_size * itemsize,
+        chunk_tokens=chunk,
+        pages=pages,
+        max_pages=max_pages,
+    )
+
+
+def _check_sizes(config: DecoderConfig, batch: int, max_seq_len: int, page_size: int) -> None:
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    if not 1 <= max_seq_len <= config.max_seq_len:
+        raise ValueError(
+            f"max_seq_len must be between 1 and the decoder's {config.max_seq_len}, got {max_seq_len}"
+        )
+    if page_size < 8 or page_size % 8:
+        raise ValueError(f"page_size must be a positive multiple of 8, got {page_size}")
+
+
+def _chunk_tokens(config: DecoderConfig, batch: int, max_keys: int, budget: int | None) -> int:
+    """Tokens of a prefill chunk: as many as the budget allows and the rows can use."""
+    least = -(-batch // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT
+    minimum = _activations(config, batch, least, max_keys)
+    limit = max(DEFAULT_BUDGET, minimum) if budget is None else budget
+    if limit < minimum:
+        raise ValueError(f"activation_budget must be at least {minimum} bytes, got {limit}")
+    useful = min(MAX_CHUNK, -(-batch * max_keys // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT)
+    best = max(least, useful)
+    while best > least and _activations(config, batch, best, max_keys) > limit:
+        best -= CHUNK_ALIGNMENT
+    return best
+
+
+def _activations(config: DecoderConfig, batch: int, chunk: int, max_keys: int) -> int:
+    residual = chunk * config.hidden_size * jnp.dtype(config.dtype).itemsize
+    return residual + _workspace(config, batch, chunk, max_keys)
+
+
+def _workspace(config: DecoderConfig, batch: int, chunk: int, max_keys: int) -> int:
+    """The larger of what a prefill chunk and a decode step need."""
+    return max(
+        workspace_bytes(
+            tokens=tokens,
+            hidden=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            intermediate=config.intermediate_size,
+            max_keys=max_keys,
+            dtype=config.dtype,
+            options=LayerOptions(
+                gated=config.gated_mlp, parallel_residual=config.parallel_residual, decode=decode
+            ),
+        )
+        for tokens, decode in ((chunk, False), (batch, True))
+    )

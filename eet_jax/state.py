@@ -1,0 +1,223 @@
+"""What a decoder remembers of its sequences: a pytree that the caller threads and donates."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eet_jax.config import DecoderConfig
+from eet_jax.plan import PAGE_SIZE, plan
+from eet_jax.pool import BufferPool, default_pool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """Paged keys and values, and the memory for activations.
+
+    Calls take a state donated and return the next one: a state that was passed to ``prefill`` or
+    ``decode_step`` is gone, as any donated array. Inside your own jit, donate it there. All large
+    arrays lie in a ``BufferPool``, and go back to it when the state is dropped. On the CPU XLA
+    moves donated arrays into memory of its own at the first call; they stay in place from then on.
+    """
+
+    k: jax.Array
+    """[layers, pages, kv_heads, page_size, head_dim]; page 0 is nobody's"""
+    v: jax.Array
+    page_table: jax.Array
+    """[batch, max_pages] int32, 0 where no page is assigned"""
+    lengths: jax.Array
+    """[batch] int32, tokens of each row so far"""
+    residual: jax.Array
+    """[chunk tokens, hidden], the residual stream of a prefill chunk"""
+    workspace: jax.Array
+    """[bytes] uint8, the activations inside a layer"""
+    pooled: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether the kernels check that the arrays lie in a pool, as they must on the GPU"""
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.page_table.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens a row can hold."""
+        return self.page_table.shape[1] * self.k.shape[3]
+
+    def fork(self, rows: Any) -> DecodeState:
+        """A state whose row i continues this state's row rows[i]; this state is donated.
+
+        Full pages are shared; a partly filled page is copied, for it will be written.
+
+        Args:
+            rows: `[new batch]` ints; a row may be named any number of times.
+
+        Raises:
+            ValueError: for a row outside the batch, or if there are not enough free pages.
+        """
+        rows = self._checked(rows)
+        # Every row but the first of each source needs a page of its own for its partial page.
+        copies = len(rows) - len(set(rows.tolist()))
+        lost = sorted(set(range(self.batch)) - set(rows.tolist()))
+        free = self.k.shape[1] - 1 - _pages_in_use(self, exclude=lost)
+        if copies > free:
+            raise ValueError(f"fork needs {copies} free pages, got {free}: init_state(pages=...)")
+        return _fork(self, jnp.asarray(rows))
+
+    def reorder(self, rows: Any) -> DecodeState:
+        """Row i becomes this state's row rows[i]; this state is donated. Nothing is copied.
+
+        Args:
+            rows: distinct ints; rows not named are dropped and their pages freed.
+
+        Raises:
+            ValueError: for a row outside the batch or named twice (``fork`` does that).
+        """
+        rows = self._checked(rows)
+        if len(set(rows.tolist())) != len(rows):
+            raise ValueError(f"reorder needs distinct rows, got {rows.tolist()}")
+        return _reorder(self, jnp.asarray(rows))
+
+    def release(self, rows: Any) -> DecodeState:
+        """Empties rows and frees their pages; this state is donated.
+
+        Raises:
+            ValueError: for a row outside the batch.
+        """
+        return _release(self, jnp.asarray(self._checked(rows)))
+
+    def _checked(self, rows: Any) -> np.ndarray:
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or rows.dtype.kind not in "iu":
+            raise ValueError(f"rows must be a list of ints, got {rows!r}")
+        if rows.size and not (0 <= rows.min() and rows.max() < self.batch):
+            raise ValueError(f"rows must be between 0 and {self.batch - 1}, got {rows.tolist()}")
+        return rows.astype(np.int32)
+
+
+def init_state(
+    config: DecoderConfig,
+    batch: int,
+    max_seq_len: int | None = None,
+    *,
+    pool: BufferPool | None = None,
+    activation_budget: int | None = None,
+    kv_dtype: Any = None,
+    page_size: int = PAGE_SIZE,
+    pages: int | None = None,
+) -> DecodeState:
+    """An empty state, leased from ``pool``.
+
+    Args:
+        batch: rows.
+        max_seq_len: the most tokens of a row, ``config.max_seq_len`` by default.
+        pool: the device's default pool if None.
+        activation_budget: bytes for the activations of a prefill chunk and of a decode step. More
+            is faster; chunks are made as long as it allows. See ``eet_jax.plan`` for the minimum.
+        kv_dtype: of the cache; only ``config.dtype``, the default, is supported so far.
+        page_size: tokens of a page, a multiple of 8.
+        pages: of the cache; by default as many as all rows need at max_seq_len.
+
+    Raises:
+        ValueError: for sizes out of range, or a budget under the minimum, with the minimum.
+        PoolExhausted: if the pool has no room, with bytes needed and free.
+    """
+    p = plan(
+        config,
+        batch,
+        max_seq_len,
+        activation_budget,
+        page_size=page_size,
+        pages=pages,
+    )
+    if kv_dtype is not None and jnp.dtype(kv_dtype).name != config.dtype:
+        raise ValueError(f"kv_dtype must be None or {config.dtype}, got {jnp.dtype(kv_dtype).name}")
+    pool = default_pool() if pool is None else pool
+    cache = (config.num_layers, p.pages, config.num_kv_heads, page_size, config.head_dim)
+    arrays = {
+        "k": pool.empty(cache, config.dtype),
+        "v": pool.empty(cache, config.dtype),
+        "residual": pool.empty((p.chunk_tokens, config.hidden_size), config.dtype),
+        "workspace": pool.empty((p.workspace_bytes,), jnp.uint8),
+        "page_table": jnp.zeros((batch, p.max_pages), jnp.int32),
+        "lengths": jnp.zeros((batch,), jnp.int32),
+    }
+    device = next(iter(arrays["k"].devices()))
+    return DecodeState(**jax.device_put(arrays, device), pooled=device.platform == "gpu")
+
+
+def reserve(state: DecodeState, lengths: jax.Array) -> DecodeState:
+    """Assigns free pages so that each row can hold ``lengths`` `[batch]` tokens; works in jit.
+
+    Pages in use are those that the page table names, so dropping a row frees its pages. Rows for
+    which no page is left keep entries of 0, where ``decode_step`` answers with NaN.
+    """
+    table, pages, page_size = state.page_table, state.k.shape[1], state.k.shape[3]
+    needed = (lengths + page_size - 1) // page_size
+    wanted = (jnp.arange(table.shape[1]) < needed[:, None]) & (table == 0)
+    used = jnp.zeros(pages, bool).at[0].set(True).at[table.reshape(-1)].set(True)
+    rank = jnp.cumsum(~used) - 1
+    ids = jnp.arange(pages, dtype=jnp.int32)
+    free = jnp.zeros(pages, jnp.int32).at[jnp.where(used, pages, rank)].set(ids, mode="drop")
+    order = jnp.cumsum(wanted.reshape(-1)).reshape(wanted.shape) - 1
+    found = jnp.take(free, order, mode="fill", fill_value=0)
+    table = jnp.where(wanted, found, table)
+    return dataclasses.replace(state, page_table=table)
+
+
+def _pages_in_use(state: DecodeState, exclude: list[int]) -> int:
+    """Pages that rows outside ``exclude`` hold with tokens in them."""
+    table, lengths = np.asarray(state.page_table), np.asarray(state.lengths)
+    used: set[int] = set()
+    for row in set(range(state.batch)) - set(exclude):
+        used |= set(table[row, : -(-int(lengths[row]) // state.k.shape[3])].tolist())
+    return len(used - {0})
+
+
+def _held(state: DecodeState) -> DecodeState:
+    """Gives back pages that hold no tokens yet."""
+    count = (state.lengths + state.k.shape[3] - 1) // state.k.shape[3]
+    held = jnp.arange(state.page_table.shape[1]) < count[:, None]
+    return dataclasses.replace(state, page_table=jnp.where(held, state.page_table, 0))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _fork(state: DecodeState, rows: jax.Array) -> DecodeState:
+    state = _held(state)
+    page_size = state.k.shape[3]
+    batch = jnp.arange(rows.shape[0])
+    lengths, table = state.lengths[rows], state.page_table[rows]
+    # The first row of each source keeps the partial page, the others get a copy.
+    first = jnp.argmax(rows[:, None] == rows[None, :], axis=1) == batch
+    partial = lengths // page_size
+    copied = ~first & (lengths % page_size != 0)
+    at = jnp.where(copied, partial, table.shape[1])
+    source = jnp.take_along_axis(table, jnp.minimum(partial, table.shape[1] - 1)[:, None], 1)[:, 0]
+    table = table.at[batch, at].set(0, mode="drop")
+    forked = reserve(dataclasses.replace(state, page_table=table, lengths=lengths), lengths)
+    target = forked.page_table[batch, jnp.minimum(at, table.shape[1] - 1)]
+    target = jnp.where(copied, target, state.k.shape[1])
+    k, v = (pages.at[:, target].set(pages[:, source], mode="drop") for pages in (state.k, state.v))
+    return dataclasses.replace(forked, k=k, v=v)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _reorder(state: DecodeState, rows: jax.Array) -> DecodeState:
+    return dataclasses.replace(
+        state, page_table=state.page_table[rows], lengths=state.lengths[rows]
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _release(state: DecodeState, rows: jax.Array) -> DecodeState:
+    return dataclasses.replace(
+        state,
+        page_table=state.page_table.at[rows].set(0),
+        lengths=state.lengths.at[rows].set(0),
+    )

@@ -1,0 +1,221 @@
+"""The generation loop against a slow and obvious one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eet_jax
+from eet_jax.config import DecoderConfig
+from eet_jax.params import init_params
+
+CONFIG = DecoderConfig(**(checkpoints.SMALL | {"max_seq_len": 256}))
+PROMPTS = [[1, 2, 3], [7] * 11, [39]]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda leaf: 3 * leaf, init_params(CONFIG, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def greedy(params):
+    """Greedy tokens by full forwards, one after the other."""
+    decoder = eet_jax.Decoder(CONFIG)
+    apply = jax.jit(decoder.apply)
+    rows = []
+    for prompt in PROMPTS:
+        row = list(prompt)
+        for _ in range(20):
+            padded = np.zeros((1, 64), np.int32)
+            padded[0, : len(row)] = row
+            logits = apply({"params": params}, padded)
+            row.append(int(jnp.argmax(logits[0, len(row) - 1])))
+        rows.append(row[len(prompt) :])
+    return rows
+
+
+def test_greedy(params, greedy):
+    out = eet_jax.generate(eet_jax.Decoder(CONFIG), params, PROMPTS, max_new_tokens=20)
+    assert out.tokens == greedy
+    assert out.lengths == [20, 20, 20]
+    assert out.logprobs is None
+    assert out.state is None
+
+
+def test_rows_are_independent(params, greedy):
+    prepared = eet_jax.prepare(CONFIG, params)
+    for prompt, want in zip(PROMPTS, greedy, strict=True):
+        assert eet_jax.generate(CONFIG, prepared, [prompt], max_new_tokens=20).tokens == [want]
+
+
+def test_end_of_sequence_per_row(params, greedy):
+    eos = greedy[0][6]
+    out = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=20, eos_token_id=[eos, 1000])
+    for got, want in zip(out.tokens, greedy, strict=True):
+        assert got == (want[: want.index(eos) + 1] if eos in want else want)
+    assert out.lengths == [len(row) for row in out.tokens]
+
+
+def test_stop_sequences(params, greedy):
+    stop = [greedy[1][4:6], [CONFIG.vocab_size - 1] * 7]
+    out = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=20, stop=stop)
+    for got, want in zip(out.tokens, greedy, strict=True):
+        ends = [i for i in range(len(want)) if want[i : i + 2] == stop[0]]
+        assert got == (want[: ends[0]] if ends else want)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9])
+def test_any_number_of_new_tokens(params, greedy, count):
+    out = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=count)
+    assert out.tokens == [row[:count] for row in greedy]
+
+
+def test_nothing_new_is_compiled(params):
+    prepared = eet_jax.prepare(CONFIG, params)
+
+    def run(lengths, count, **options):
+        prompts = [list(range(1, length + 1)) for length in lengths]
+        return eet_jax.generate(CONFIG, prepared, prompts, max_new_tokens=count, **options)
+
+    run([17, 20], 12)
+    before = eet_jax.compile_count()
+    run([30, 32], 12)
+    run([1, 25], 33, temperature=0.7, top_k=5)
+    run([18, 19], 1, temperature=[0.0, 2.0], top_p=0.5, min_p=0.1, repetition_penalty=1.3, rng=5)
+    run([20, 21], 9, eos_token_id=[3, 4], stop=[[1, 2]], logprobs=True, rng=jax.random.key(3))
+    assert eet_jax.compile_count() == before
+    run([40, 41], 12)
+    assert eet_jax.compile_count() > before
+
+
+def test_sampling_is_reproducible_and_follows_the_seed(params):
+    options = {"max_new_tokens": 16, "temperature": 1.5}
+    prompt = [5, 6]
+    batch = eet_jax.generate(CONFIG, params, [prompt] * 3, rng=[7, 8, 7], **options).tokens
+    assert batch[0] == batch[2] != batch[1]
+    alone = eet_jax.generate(CONFIG, params, [prompt], rng=[8], **options).tokens
+    assert alone[0] == batch[1]
+    rows = eet_jax.generate(CONFIG, params, [prompt] * 3, rng=7, **options).tokens
+    assert rows[0] != rows[1]
+    assert rows == eet_jax.generate(CONFIG, params, [prompt] * 3, rng=7, **options).tokens
+    assert rows != eet_jax.generate(CONFIG, params, [prompt] * 3, rng=8, **options).tokens
+
+
+def test_sampling_distribution(params):
+    """First tokens of many rows against the softmax of the forward pass."""
+    rows = 4096
+    temperature = 1.3
+    logits = eet_jax.Decoder(CONFIG).apply({"params": params}, jnp.asarray([PROMPTS[0]]))[0, -1]
+    want = np.asarray(jax.nn.softmax(logits / temperature)).astype(np.float64)
+    state = eet_jax.init_state(CONFIG, rows, 64)
+    out = eet_jax.generate(
+        CONFIG, params, [PROMPTS[0]] * rows, max_new_tokens=1, temperature=temperature, state=state
+    )
+    counts = np.bincount([row[0] for row in out.tokens], minlength=CONFIG.vocab_size)
+    likely = want * rows > 5
+    chi_square = np.sum((counts - want * rows)[likely] ** 2 / (want * rows)[likely])
+    assert chi_square < 2.5 * likely.sum()
+
+
+def test_top_k_one_is_greedy(params, greedy):
+    out = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=20, temperature=3.0, top_k=1)
+    assert out.tokens == greedy
+
+
+def test_repetition_penalty_counts_the_prompt(params):
+    """Against the penalty applied by hand, greedily."""
+    decoder = eet_jax.Decoder(CONFIG)
+    penalty = 1.7
+    row = list(PROMPTS[0])
+    for _ in range(12):
+        logits = np.array(decoder.apply({"params": params}, jnp.asarray([row]))[0, -1])
+        seen = np.unique(row)
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+        row.append(int(logits.argmax()))
+    out = eet_jax.generate(
+        CONFIG, params, PROMPTS[:1], max_new_tokens=12, repetition_penalty=penalty
+    )
+    assert out.tokens[0] == row[len(PROMPTS[0]) :]
+
+
+def test_logprobs(params, greedy):
+    out = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=20, logprobs=True, temperature=0)
+    logits = eet_jax.Decoder(CONFIG).apply({"params": params}, jnp.asarray([PROMPTS[0] + greedy[0]]))
+    scores = jax.nn.log_softmax(logits[0, len(PROMPTS[0]) - 1 : -1])
+    want = np.asarray(scores)[np.arange(20), greedy[0]]
+    np.testing.assert_allclose(out.logprobs[0], want, atol=1e-3)
+
+
+def test_continuing_a_state(params, greedy):
+    state = eet_jax.init_state(CONFIG, 3, 128)
+    first = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=10, state=state)
+    assert [row[:10] for row in greedy] == first.tokens
+    held = [len(prompt) + 10 for prompt in PROMPTS]
+    assert np.asarray(first.state.lengths).tolist() == held
+    more = [[4, 5], [6], [8, 9, 10]]
+    second = eet_jax.generate(CONFIG, params, more, max_new_tokens=5, state=first.state)
+    whole = [p + row[:10] + m for p, row, m in zip(PROMPTS, greedy, more, strict=True)]
+    assert second.tokens == eet_jax.generate(CONFIG, params, whole, max_new_tokens=5).tokens
+
+
+def test_pool_is_used_and_gets_everything_back(params, greedy):
+    with eet_jax.BufferPool(64 << 20) as pool:
+        out = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=20, pool=pool)
+        assert out.tokens == greedy
+        assert pool.stats().peak > 0
+        assert pool.stats().in_use == 0
+
+
+BAD = {
+    "no prompts": ([], {}, ValueError, "prompts must not be empty"),
+    "empty prompt": ([[1], []], {}, ValueError, "prompt 1 must not be empty"),
+    "token too large": ([[40]], {}, ValueError, "tokens must be between 0 and 39, prompt 0 has 40"),
+    "negative token": ([[-1]], {}, ValueError, "tokens must be between 0 and 39"),
+    "floats": ([[0.5]], {}, TypeError, "prompt 0 must hold ints, got float64"),
+    "too long": ([[1] * 250], {}, ValueError, "must fit 256 tokens .*, got 260"),
+    "negative count": ([[1]], {"max_new_tokens": -1}, ValueError, "max_new_tokens must be"),
+    "beams": ([[1]], {"num_beams": 2}, ValueError, "num_beams must be 1"),
+    "top_p": ([[1]], {"top_p": 1.5}, ValueError, "top_p must be between 0 and 1, got 1.5"),
+    "temperature": ([[1]], {"temperature": -1}, ValueError, "temperature must be between 0"),
+    "per row": ([[1]], {"top_k": [1, 2]}, ValueError, "top_k must be a number or one for each of 1"),
+    "stop": ([[1]], {"stop": [[]]}, ValueError, "stop sequences must not be empty"),
+    "rng": ([[1]], {"rng": [1, 2]}, ValueError, "rng must be a seed"),
+    "mask": ([[1]], {"attention_mask": np.ones((1, 1))}, ValueError, "prompts in an array"),
+    "logprobs": ([[1]], {"logprobs": 5}, ValueError, "logprobs must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(params, case):
+    prompts, options, error, match = BAD[case]
+    with pytest.raises(error, match=match):
+        eet_jax.generate(CONFIG, params, prompts, **({"max_new_tokens": 10} | options))
+
+
+def test_bad_arrays(params):
+    with pytest.raises(ValueError, match="row 0 has gaps"):
+        eet_jax.generate(
+            CONFIG, params, np.ones((1, 3), int), attention_mask=[[1, 0, 1]], max_new_tokens=1
+        )
+    with pytest.raises(ValueError, match=r"prompts must have shape \[batch, seq\]"):
+        eet_jax.generate(CONFIG, params, np.ones(3, int), max_new_tokens=1)
+    with pytest.raises(TypeError, match="decoder must be a Decoder"):
+        eet_jax.generate("model", params, [[1]], max_new_tokens=1)
+    with pytest.raises(ValueError, match="prompts must be 2, as the state has rows, got 1"):
+        state = eet_jax.init_state(CONFIG, 2)
+        eet_jax.generate(CONFIG, params, [[1]], max_new_tokens=1, state=state)
+
+
+def test_generation_is_a_dataclass():
+    assert [field.name for field in dataclasses.fields(eet_jax.Generation)] == [
+        "tokens",
+        "lengths",
+        "logprobs",
+        "state",
+    ]

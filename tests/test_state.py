@@ -1,0 +1,188 @@
+"""The state: in place through loops, forked, reordered, released."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eet_jax
+from eet_jax.config import DecoderConfig
+from eet_jax.decoder import decode_active
+from eet_jax.forward import forward as forward_all
+from eet_jax.params import init_params
+from eet_jax.state import reserve
+
+CONFIG = DecoderConfig(**(checkpoints.SMALL | {"max_seq_len": 512}))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return eet_jax.prepare(CONFIG, init_params(CONFIG, jax.random.key(0)))
+
+
+def forward(weights, rows):
+    """Logits after each row, from scratch."""
+    full = [forward_all(CONFIG, weights, jnp.asarray([row])) for row in rows]
+    return np.stack([np.asarray(logits)[0, -1] for logits in full])
+
+
+def prefilled(weights, rows, **options):
+    width = max(map(len, rows))
+    tokens = np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    state = eet_jax.init_state(CONFIG, len(rows), 256, **options)
+    lengths = np.asarray([len(row) for row in rows])
+    return eet_jax.prefill(CONFIG, weights, tokens, lengths, state)
+
+
+def random_rows(*lengths):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, CONFIG.vocab_size, length).tolist() for length in lengths]
+
+
+def step(weights, rows, state, tokens):
+    logits, state = eet_jax.decode_step(CONFIG, weights, np.asarray(tokens), state)
+    rows = [[*row, token] for row, token in zip(rows, tokens, strict=True)]
+    np.testing.assert_allclose(np.asarray(logits), forward(weights, rows), atol=1e-4, rtol=1e-4)
+    return rows, state
+
+
+def test_fork_shares_full_pages_and_copies_partial_ones(weights):
+    rows = random_rows(70, 30, 64)
+    _, state = prefilled(weights, rows, pages=40)
+    state = state.fork([0, 0, 2, 0, 2])
+    rows = [rows[i] for i in (0, 0, 2, 0, 2)]
+    table = np.asarray(state.page_table)
+    assert table[0, 0] == table[1, 0] == table[3, 0] != 0
+    assert len({table[0, 1], table[1, 1], table[3, 1], 0}) == 4
+    assert table[2, 0] == table[4, 0]
+    for tokens in ([1, 2, 3, 4, 5], [9, 8, 7, 6, 5]):
+        rows, state = step(weights, rows, state, tokens)
+
+
+def test_reorder_and_release(weights):
+    rows = random_rows(70, 30, 5)
+    _, state = prefilled(weights, rows)
+    state = state.reorder([2, 0])
+    rows, state = step(weights, [rows[2], rows[0]], state, [1, 2])
+    state = state.release([0])
+    assert np.asarray(state.lengths).tolist() == [0, 71]
+    new = random_rows(33)[0]
+    tokens = np.zeros((2, 33), np.int32)
+    tokens[0] = new
+    logits, state = eet_jax.prefill(CONFIG, weights, tokens, [33, 0], state)
+    np.testing.assert_allclose(logits[0], forward(weights, [new])[0], atol=1e-4, rtol=1e-4)
+    assert np.all(np.isnan(np.asarray(logits[1])))
+    step(weights, [new, rows[1]], state, [3, 4])
+
+
+def test_dropped_rows_give_their_pages_back(weights):
+    rows = random_rows(200, 200)
+    _, state = prefilled(weights, rows)
+    for _ in range(5):
+        state = state.reorder([0]).fork([0, 0])
+        tokens = np.asarray([random_rows(40)[0]] * 2)
+        _, state = eet_jax.prefill(CONFIG, weights, tokens, None, state)
+        state = state.release([1])
+        state = dataclasses.replace(state, lengths=jnp.asarray([200, 0], jnp.int32))
+
+
+def test_errors(weights):
+    _, state = prefilled(weights, random_rows(70, 30), pages=5)
+    with pytest.raises(ValueError, match="rows must be between 0 and 1, got"):
+        state.fork([0, 2])
+    with pytest.raises(ValueError, match="reorder needs distinct rows"):
+        state.reorder([0, 0])
+    with pytest.raises(ValueError, match="fork needs 9 free pages, got"):
+        state.fork([0] * 10)
+    state = state.fork([0, 1])
+    with pytest.raises(ValueError, match="rows can hold 256 tokens, got"):
+        eet_jax.prefill(CONFIG, weights, np.zeros((2, 250), np.int32), None, state)
+    with pytest.raises(ValueError, match=r"tokens must have shape \(2,\), got \(3,\)"):
+        eet_jax.decode_step(CONFIG, weights, np.zeros(3, np.int32), state)
+    with pytest.raises(TypeError, match="tokens must be ints, got float32"):
+        eet_jax.decode_step(CONFIG, weights, np.zeros(2, np.float32), state)
+    with pytest.raises(ValueError, match="tokens must be between 0 and 39, got 40 to 40"):
+        eet_jax.prefill(CONFIG, weights, np.full((2, 3), 40), None, state)
+    with pytest.raises(ValueError, match="lengths must be between 0 and 3, got"):
+        eet_jax.prefill(CONFIG, weights, np.zeros((2, 3), np.int32), [4, 1], state)
+    with pytest.raises(ValueError, match="activation_budget must be at least"):
+        eet_jax.init_state(CONFIG, 1, activation_budget=1000)
+    with pytest.raises(ValueError, match="max_seq_len must be between 1 and"):
+        eet_jax.init_state(CONFIG, 1, 513)
+    with pytest.raises(ValueError, match="kv_dtype must be"):
+        eet_jax.init_state(CONFIG, 1, kv_dtype="float16")
+    # The state survived all of that.
+    eet_jax.decode_step(CONFIG, weights, np.zeros(2, np.int32), state)
+
+
+def test_pool_too_small(weights):
+    with eet_jax.BufferPool(1 << 20) as pool:
+        with pytest.raises(MemoryError, match="needs"):
+            eet_jax.init_state(CONFIG, 64, pool=pool)
+        assert pool.stats().in_use == 0
+    _, state = prefilled(weights, random_rows(4))
+    assert state.batch == 1
+
+
+def test_full_row_answers_nan(weights):
+    config = CONFIG.replace(max_seq_len=64)
+    state = eet_jax.init_state(config, 2)
+    tokens = np.zeros((2, 64), np.int32)
+    _, state = eet_jax.prefill(config, weights, tokens, [64, 10], state)
+    logits, state = eet_jax.decode_step(config, weights, np.asarray([1, 1]), state)
+    assert np.all(np.isnan(np.asarray(logits[0])))
+    assert np.all(np.isfinite(np.asarray(logits[1])))
+    assert np.asarray(state.lengths).tolist() == [64, 11]
+
+
+LOOPS = ("fori_loop", "while_loop", "scan")
+
+
+def loop(kind: str, weights, steps: int):
+    """A jitted decode loop that donates the state."""
+    def body(state):
+        active = jnp.ones(state.batch, bool)
+        tokens = jnp.zeros(state.batch, jnp.int32)
+        return decode_active(CONFIG, weights, tokens, state, active)[1]
+
+    def run(state):
+        state = reserve(state, state.lengths + steps)
+        if kind == "fori_loop":
+            return jax.lax.fori_loop(0, steps, lambda _, state: body(state), state)
+        if kind == "scan":
+            return jax.lax.scan(lambda state, _: (body(state), None), state, None, steps)[0]
+        end = state.lengths[0] + steps
+        return jax.lax.while_loop(lambda state: state.lengths[0] < end, body, state)
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def pointers(state) -> list[int]:
+    return [getattr(state, name).unsafe_buffer_pointer() for name in ("k", "v", "workspace", "residual")]
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_loops_update_in_place(weights, kind):
+    _, state = prefilled(weights, random_rows(70, 30))
+    run = loop(kind, weights, 4)
+    large = sum(a.nbytes for a in (state.k, state.v, state.workspace, state.residual))
+    memory = run.lower(state).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= large
+    assert memory.temp_size_in_bytes < min(state.k.nbytes, 1 << 20)
+    state = run(state)  # on the CPU the first donated call moves what came from the pool
+    before = pointers(state)
+    for _ in range(3):
+        state = run(state)
+        assert pointers(state) == before
+    tokens = np.zeros((2, 8), np.int32)
+    for _ in range(2):
+        _, state = eet_jax.prefill(CONFIG, weights, tokens, None, state)
+        _, state = eet_jax.decode_step(CONFIG, weights, tokens[:, 0], state)
+        assert pointers(state) == before

@@ -1,0 +1,119 @@
+"""The attention half of a layer: norm, QKV, rotary, cache append, attention, output, residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xla_ops import _ffi, _layer
+from xla_ops._attention import attention_reference
+from xla_ops._kv_append import kv_append_reference
+from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, Tokens
+from xla_ops._linear import linear_reference
+from xla_ops._rms_norm import rms_norm_reference
+from xla_ops._rotary import rotary_reference
+
+
+def attention_block(
+    x: jax.Array,
+    weights: AttentionWeights,
+    cache: KvCache,
+    tokens: Tokens,
+    workspace: jax.Array,
+    *,
+    layer: int,
+    options: LayerOptions,
+    residual: jax.Array | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Appends keys and values to the cache and attends to them.
+
+    Updates ``cache.k``, ``cache.v`` and ``workspace`` in place when they are donated.
+
+    Args:
+        x: `[tokens, hidden]`, float32, bfloat16 or float16, the dtype of weights and cache.
+        workspace: `[bytes]` uint8, of ``workspace_bytes``; what it holds before does not matter.
+        layer: of the stacked weights and of the cache.
+        residual: `[tokens, hidden]`, added to the result. Without it, and without ``o_bias``, the
+            result is a partial sum over this device's heads.
+        implementation: None or "native" for the kernels, "reference" for plain JAX.
+
+    Returns:
+        The block's output `[tokens, hidden]`, k, v and workspace.
+
+    Raises:
+        ValueError: if shapes do not fit; TypeError: if dtypes do not.
+    """
+    if implementation == "reference":
+        y, k, v = attention_block_reference(
+            x, weights, cache, tokens, layer=layer, options=options, residual=residual
+        )
+        return y, k, v, workspace
+    _ffi.choose(implementation, _attention_block, attention_block_reference)
+    operands = [
+        x,
+        _ffi.optional(residual, x.dtype),
+        *_layer.flatten(weights, x.dtype),
+        *_layer.cache_operands(cache, tokens),
+        workspace,
+    ]
+    y, k, v, workspace = _attention_block(*operands, **options.attributes(layer))
+    return y, k, v, workspace
+
+
+def attention_block_reference(
+    x: jax.Array,
+    weights: AttentionWeights,
+    cache: KvCache,
+    tokens: Tokens,
+    *,
+    layer: int,
+    options: LayerOptions,
+    residual: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    w = _layer.take_layer(weights, layer)
+    kv_heads, _, head_dim = cache.k.shape[2:]
+    normed = _layer.norm_reference(x, w.norm_scale, w.norm_bias, options)
+    qkv = linear_reference(normed, w.qkv_kernel, w.qkv_bias)
+    qkv = qkv.reshape(x.shape[0], kv_heads, -1, head_dim)
+    q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
+    q = q.reshape(x.shape[0], -1, head_dim)
+    if w.q_norm is not None:
+        q = rms_norm_reference(q, w.q_norm, eps=options.eps)
+    if w.k_norm is not None:
+        k = rms_norm_reference(k, w.k_norm, eps=options.eps)
+    if tokens.rotary_table is not None:
+        q = rotary_reference(q, tokens.rotary_table, interleaved=True)
+        k = rotary_reference(k, tokens.rotary_table, interleaved=True)
+    paged = (cache.page_table, tokens.rows, tokens.positions)
+    k_pages, v_pages = kv_append_reference(cache.k, cache.v, k, v, *paged, layer=layer)
+    attended = attention_reference(
+        q,
+        k_pages,
+        v_pages,
+        page_table=cache.page_table,
+        rows=tokens.rows,
+        positions=tokens.positions,
+        layer=layer,
+        window=options.window or None,
+        soft_cap=options.soft_cap or None,
+        alibi_slopes=tokens.alibi_slopes,
+        scale=options.scale,
+    )
+    attended = attended.reshape(x.shape[0], -1)
+    return linear_reference(attended, w.o_kernel, w.o_bias, residual=residual), k_pages, v_pages
+
+
+def _abstract(x: Any, residual: Any, *rest: Any, layer: int, **_: Any) -> list[_ffi.Result]:
+    weights, cache, workspace = rest[:8], rest[8:15], rest[15]
+    _layer.check_stream("x", x)
+    _layer.check_attention(weights, cache, x, layer)
+    _layer.check_optional_weight("residual", residual, x.shape, x.dtype)
+    _ffi.check_shape("x", x, (cache[3].shape[0], x.shape[1]))
+    _layer.check_workspace(workspace)
+    return _layer.same(x, cache[0], cache[1], workspace)
+
+
+_attention_block = _ffi.define_op("eet_attention_block", _abstract, aliases={10: 1, 11: 2, 17: 3})

@@ -1,0 +1,96 @@
+"""A decoder layer in one call: attention block and feed-forward block on one residual stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from xla_ops import _ffi, _layer
+from xla_ops._attention_block import attention_block_reference
+from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, MlpWeights, Tokens
+from xla_ops._mlp_block import mlp_block_reference
+
+
+def decoder_layer(
+    x: jax.Array,
+    attention: AttentionWeights,
+    mlp: MlpWeights,
+    cache: KvCache,
+    tokens: Tokens,
+    workspace: jax.Array,
+    *,
+    layer: int,
+    options: LayerOptions,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Runs one layer; ``x``, the cache and the workspace are updated in place when donated.
+
+    Args:
+        x: `[at least tokens, hidden]`, the residual stream, float32, bfloat16 or float16, the dtype
+            of weights and cache. Rows beyond the tokens stay as they are.
+        workspace: `[bytes]` uint8, of ``workspace_bytes``; what it holds before does not matter.
+        layer: of the stacked weights and of the cache.
+        implementation: None or "native" for the kernels, "reference" for plain JAX.
+
+    Returns:
+        x, k, v and workspace.
+
+    Raises:
+        ValueError: if shapes do not fit; TypeError: if dtypes do not.
+    """
+    if implementation == "reference":
+        x, k, v = decoder_layer_reference(
+            x, attention, mlp, cache, tokens, layer=layer, options=options
+        )
+        return x, k, v, workspace
+    _ffi.choose(implementation, _decoder_layer, decoder_layer_reference)
+    operands = [
+        x,
+        *_layer.flatten(attention, x.dtype),
+        *_layer.flatten(mlp, x.dtype),
+        *_layer.cache_operands(cache, tokens),
+        workspace,
+    ]
+    x, k, v, workspace = _decoder_layer(*operands, **options.attributes(layer))
+    return x, k, v, workspace
+
+
+def decoder_layer_reference(
+    x: jax.Array,
+    attention: AttentionWeights,
+    mlp: MlpWeights,
+    cache: KvCache,
+    tokens: Tokens,
+    *,
+    layer: int,
+    options: LayerOptions,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    count = tokens.rows.shape[0]
+    stream = x[:count]
+    at: dict[str, Any] = {"layer": layer, "options": options}
+    if options.parallel_residual:
+        residual = mlp_block_reference(stream, mlp, residual=stream, **at)
+        y, k, v = attention_block_reference(
+            stream, attention, cache, tokens, residual=residual, **at
+        )
+    else:
+        h, k, v = attention_block_reference(stream, attention, cache, tokens, residual=stream, **at)
+        y = mlp_block_reference(h, mlp, residual=h, **at)
+    return x.at[:count].set(y), k, v
+
+
+def _abstract(x: Any, *rest: Any, layer: int, gated: bool, **_: Any) -> list[_ffi.Result]:
+    attention, mlp, cache, workspace = rest[:8], rest[8:14], rest[14:21], rest[21]
+    _layer.check_stream("x", x)
+    _layer.check_attention(attention, cache, x, layer)
+    _layer.check_mlp(mlp, x, layer, gated=gated)
+    if x.shape[0] < cache[3].shape[0]:
+        raise ValueError(f"x must have at least {cache[3].shape[0]} rows, got {x.shape[0]}")
+    _layer.check_workspace(workspace)
+    return _layer.same(x, cache[0], cache[1], workspace)
+
+
+_decoder_layer = _ffi.define_op(
+    "eet_decoder_layer", _abstract, aliases={0: 0, 15: 1, 16: 2, 22: 3}
+)

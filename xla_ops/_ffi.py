@@ -1,0 +1,268 @@
+"""From C++ handlers to JAX primitives: the only place that touches ``jax.ffi`` and ``jax.extend``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.extend.mlir.dialects import sdy
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec as P
+
+from xla_ops import _library
+
+PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}
+"""JAX's names of the platforms in lowering rules and in the FFI registry."""
+
+FLOAT_DTYPES = tuple(jnp.dtype(name) for name in ("float32", "bfloat16", "float16"))
+
+Result = jax.ShapeDtypeStruct
+Abstract = Callable[..., Sequence[Result]]
+BatchRule = Callable[..., tuple[Sequence[Any], Sequence[int]]]
+
+
+def define_op(
+    name: str,
+    abstract: Abstract,
+    *,
+    aliases: Mapping[int, int] | None = None,
+    batch_rule: BatchRule | None = None,
+    differentiable: bool = True,
+    partitionable: bool = False,
+) -> Callable[..., list[jax.Array]]:
+    """Makes the handler ``name`` of the native libraries a JAX primitive.
+
+    Args:
+        name: of the C symbol and of the FFI target.
+        abstract: takes the abstract operands and the attributes, checks them, and returns the
+            results' shapes and dtypes.
+        aliases: operands updated in place, as {operand: result}; such an op updates state and has
+            neither batching nor differentiation.
+        batch_rule: JAX's batching rule; by default the op is mapped over the batch one by one.
+        differentiable: whether ``with_reference_gradient`` serves the op's derivatives.
+        partitionable: whether the first dimension of all operands and results is one batch, so
+            that XLA may split it over devices.
+
+    Returns:
+        A function of the operands and, by keyword, the attributes; it returns a list of results.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_abstract_eval(functools.partial(_abstract_results, abstract))
+    primitive.def_impl(lambda *operands, **attrs: _jitted(primitive, tuple(attrs.items()))(*operands))
+    for platform, registry in PLATFORMS.items():
+        lower = functools.partial(_lower, name, platform, dict(aliases or {}), partitionable)
+        mlir.register_lowering(primitive, lower, platform=platform)
+        if platform in _library.libraries:
+            handler = _library.libraries[platform].handler(name)
+            jax.ffi.register_ffi_target(name, handler, platform=registry)
+    if partitionable:
+        jax.ffi.register_ffi_target_as_batch_partitionable(name)
+    if aliases:
+        batching.primitive_batchers[primitive] = functools.partial(_refuse_batching, name)
+    else:
+        rule = batch_rule or functools.partial(_batch_sequentially, primitive)
+        batching.primitive_batchers[primitive] = functools.partial(rule, primitive.bind)
+    if aliases or not differentiable:
+        ad.primitive_jvps[primitive] = functools.partial(_refuse_differentiation, name)
+    return primitive.bind
+
+
+@functools.cache
+def _jitted(primitive: Primitive, attrs: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """What runs an op outside of jit: one compiled function for each set of attributes."""
+    return jax.jit(lambda *operands: primitive.bind(*operands, **dict(attrs)))
+
+
+def _abstract_results(abstract: Abstract, *operands: Any, **attrs: Any) -> list[Any]:
+    """The results' types. Inside shard_map they vary over every mesh axis that an operand does."""
+    axes = operands[0].manual_axis_type
+    varying = frozenset[str]().union(*(operand.manual_axis_type.varying for operand in operands))
+    axes = type(axes)(varying=varying, unreduced=axes.unreduced, reduced=axes.reduced)
+    return [
+        operands[0].update(
+            shape=result.shape,
+            dtype=result.dtype,
+            weak_type=False,
+            sharding=operands[0].sharding.update(spec=P(*[None] * len(result.shape))),
+            manual_axis_type=axes,
+        )
+        for result in abstract(*operands, **attrs)
+    ]
+
+
+def _lower(
+    name: str,
+    platform: str,
+    aliases: dict[int, int],
+    partitionable: bool,
+    ctx: Any,
+    *operands: Any,
+    **attrs: Any,
+) -> Any:
+    _library.require(platform)
+    lowering = jax.ffi.ffi_lowering(
+        name,
+        operand_output_aliases=aliases,
+        extra_attributes=_batch_partitioning(ctx) if partitionable else None,
+    )
+    return lowering(ctx, *operands, **{key: _attribute(value) for key, value in attrs.items()})
+
+
+def _batch_partitioning(ctx: Any) -> dict[str, Any]:
+    """What tells XLA that the first dimension of all operands and results is one batch."""
+    sizes = [ctx.avals_in[0].shape[0]]
+
+    def mapping(aval: Any) -> Any:
+        rest = range(len(sizes), len(sizes) + len(aval.shape) - 1)
+        sizes.extend(aval.shape[1:])
+        return sdy.TensorMappingAttr.get([sdy.DimMappingAttr.get([i]) for i in (0, *rest)])
+
+    operands = [mapping(aval) for aval in ctx.avals_in]
+    results = [mapping(aval) for aval in ctx.avals_out]
+    rule = sdy.OpShardingRuleAttr.get(sizes, operands, results, is_custom=True)
+    return {
+        "mhlo.frontend_attributes": mlir.ir_attribute({"num_batch_dims": "1"}),
+        "sdy.sharding_rule": rule,
+    }
+
+
+def _attribute(value: Any) -> Any:
+    """Floats reach the handlers as ``float``, ints as ``int64_t``."""
+    return np.float32(value) if isinstance(value, float) else value
+
+
+def _batch_sequentially(
+    primitive: Primitive, bind: Callable[..., Any], operands: Any, axes: Any, **attrs: Any
+) -> tuple[Any, list[int]]:
+    del primitive
+    fixed = [operand if axis is None else None for operand, axis in zip(operands, axes, strict=True)]
+    mapped = [jnp.moveaxis(operand, axis, 0)
+              for operand, axis in zip(operands, axes, strict=True) if axis is not None]  # fmt: skip
+
+    def one(slices: list[jax.Array]) -> list[jax.Array]:
+        rest = iter(slices)
+        return bind(*(next(rest) if item is None else item for item in fixed), **attrs)
+
+    results = jax.lax.map(one, mapped)
+    return results, [0] * len(results)
+
+
+def batch_rows(*row_operands: int) -> BatchRule:
+    """The batching rule of an op that treats the leading dimensions of some operands as rows.
+
+    Args:
+        row_operands: positions of the operands with leading row dimensions. If only these are
+            batched, the batch becomes one more leading dimension; else the op is mapped.
+    """
+
+    def rule(bind: Callable[..., Any], operands: Any, axes: Any, **attrs: Any) -> tuple[Any, Any]:
+        others = [axis for i, axis in enumerate(axes) if i not in row_operands]
+        if any(axis is not None for axis in others):
+            return _batch_sequentially(None, bind, operands, axes, **attrs)
+        size = next(operand.shape[axis]
+                    for operand, axis in zip(operands, axes, strict=True) if axis is not None)  # fmt: skip
+        moved = list(operands)
+        for i in row_operands:
+            moved[i] = _leading(operands[i], axes[i], size)
+        results = bind(*moved, **attrs)
+        return results, [0] * len(results)
+
+    return rule
+
+
+def _leading(operand: jax.Array, axis: int | None, size: int) -> jax.Array:
+    """``operand`` with its batch axis first, repeated if it has none; absent operands stay."""
+    if axis is not None:
+        return jnp.moveaxis(operand, axis, 0)
+    if operand.shape == (0,):
+        return operand
+    return jnp.broadcast_to(operand, (size, *operand.shape))
+
+
+def _refuse_batching(name: str, *_: Any, **__: Any) -> NoReturn:
+    raise NotImplementedError(f"{name} updates state in place and cannot be used under jax.vmap")
+
+
+def _refuse_differentiation(name: str, *_: Any, **__: Any) -> NoReturn:
+    raise NotImplementedError(f"{name} cannot be differentiated: it updates state or draws samples")
+
+
+def with_reference_gradient(
+    native: Callable[..., Any], reference: Callable[..., Any]
+) -> Callable[..., Any]:
+    """``native``, a function of arrays, with the derivative of ``reference``, which recomputes."""
+
+    @jax.custom_vjp
+    def op(*operands: Any) -> Any:
+        return native(*operands)
+
+    def forward(*operands: Any) -> tuple[Any, Any]:
+        return native(*operands), operands
+
+    def backward(operands: Any, cotangent: Any) -> Any:
+        return jax.vjp(reference, *operands)[1](cotangent)
+
+    op.defvjp(forward, backward)
+    return op
+
+
+def choose(
+    implementation: str | None, native: Callable[..., Any], reference: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The function that ``implementation`` names: None and "native" take the kernel.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    if implementation not in (None, "native", "reference"):
+        raise ValueError(
+            f'implementation must be None, "native" or "reference", got {implementation!r}'
+        )
+    return reference if implementation == "reference" else native
+
+
+def optional(array: jax.Array | None, dtype: Any) -> jax.Array:
+    """An optional operand: absent ones reach the handler as an array without elements."""
+    return jnp.zeros((0,), dtype) if array is None else array
+
+
+def present(array: jax.Array) -> jax.Array | None:
+    """The inverse of ``optional``."""
+    return None if array.shape == (0,) else array
+
+
+def check_shape(name: str, array: Any, shape: Sequence[int]) -> None:
+    """Raises ValueError unless ``array`` has ``shape``."""
+    if tuple(array.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(array.shape)}")
+
+
+def check_optional_shape(name: str, array: Any, shape: Sequence[int]) -> None:
+    """Raises ValueError unless ``array`` is absent or has ``shape``."""
+    if tuple(array.shape) != (0,):
+        check_shape(name, array, shape)
+
+
+def check_dtype(name: str, array: Any, dtype: Any) -> None:
+    """Raises TypeError unless ``array`` has ``dtype``."""
+    if array.dtype != jnp.dtype(dtype):
+        raise TypeError(f"{name} must have dtype {jnp.dtype(dtype).name}, got {array.dtype.name}")
+
+
+def check_float(name: str, array: Any) -> None:
+    """Raises TypeError unless ``array`` has one of the dtypes that kernels compute in."""
+    if array.dtype not in FLOAT_DTYPES:
+        names = ", ".join(dtype.name for dtype in FLOAT_DTYPES)
+        raise TypeError(f"{name} must have dtype {names}, got {array.dtype.name}")
+
+
+def check_rank(name: str, array: Any, least: int) -> None:
+    """Raises ValueError unless ``array`` has at least ``least`` dimensions."""
+    if len(array.shape) < least:
+        raise ValueError(f"{name} must have at least {least} dimensions, got shape {array.shape}")
