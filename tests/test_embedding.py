@@ -193,7 +193,7 @@ def test_errors():
         embedding(tokens, table, position_table=table)
     with pytest.raises(TypeError, match="into must have dtype float32, got bfloat16"):
         embedding(tokens, table, into=jnp.zeros((3, 8), jnp.bfloat16))
-    with pytest.raises(ValueError, match=r"into must have shape \[at least 3, hidden\], got \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"into must have shape \[at least 3, hidden\], got \(2"):
         embedding(tokens, table, into=jnp.zeros((2, 8)))
     with pytest.raises(ValueError, match=r"into must have shape \(3, 8\), got \(3, 9\)"):
         embedding(tokens, table, into=jnp.zeros((3, 9)))
