@@ -62,6 +62,12 @@ class CMakeBuild(build_ext):
         for library in build.glob("libeet_*.so"):
             shutil.copy2(library, libraries / library.name)
 
+    def copy_extensions_to_source(self) -> None:
+        """For editable installs: the kernel libraries go where the module goes."""
+        super().copy_extensions_to_source()
+        built = Path(self.get_ext_fullpath(self.extensions[0].name)).parent / "lib"
+        shutil.copytree(Path(self.build_lib) / "xla_ops" / "lib", built, dirs_exist_ok=True)
+
     def configure(self, build: Path) -> None:
         """Runs CMake's first half."""
         options = {
