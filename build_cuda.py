@@ -35,7 +35,12 @@ def toolkit_has_cublas(nvcc: str) -> bool:
     """Whether ``nvcc`` finds cublasLt.h by itself."""
     command = [nvcc, "-E", "-x", "cu", "-"]
     source = "#include <cublasLt.h>"
-    return subprocess.run(command, input=source, capture_output=True, text=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            command, input=source, capture_output=True, text=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 def wheel_include() -> Path | None:

@@ -1,6 +1,6 @@
 """Microseconds per decode step beside a tuned pure-JAX loop in the same process.
 
-    python benchmarks/decode.py --models llama-3.2-1b llama-3-8b --output benchmarks/results/NAME.json
+python benchmarks/decode.py --models llama-3.2-1b llama-3-8b --output benchmarks/results/NAME.json
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["llama-3.2-1b", "llama-3-8b"], choices=MODELS)
+    parser.add_argument(
+        "--models", nargs="+", default=["llama-3.2-1b", "llama-3-8b"], choices=MODELS
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=[1])
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=64, help="of a timed loop")
@@ -63,7 +65,9 @@ def parse_args() -> argparse.Namespace:
 
 def environment() -> dict[str, Any]:
     """Versions, device and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -157,8 +161,13 @@ def filled(state: DecodeState, context: int) -> DecodeState:
     """The state with random keys and values for ``context`` tokens of each row."""
     lengths = jnp.full_like(state.lengths, context)
     state = reserve(state, lengths)
-    k, v = (jax.random.normal(jax.random.key(i), a.shape, a.dtype) for i, a in enumerate((state.k, state.v)))
-    return dataclasses.replace(state, k=state.k.at[:].set(k), v=state.v.at[:].set(v), lengths=lengths)
+    k, v = (
+        jax.random.normal(jax.random.key(i), a.shape, a.dtype)
+        for i, a in enumerate((state.k, state.v))
+    )
+    return dataclasses.replace(
+        state, k=state.k.at[:].set(k), v=state.v.at[:].set(v), lengths=lengths
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
@@ -169,9 +178,7 @@ def rewound(state: DecodeState, context: int) -> DecodeState:
 
 def random_weights(config: eet_jax.DecoderConfig) -> eet_jax.Prepared:
     """Weights as ``prepare`` returns them, drawn directly in their dtype."""
-    shapes = jax.eval_shape(
-        lambda: eet_jax.prepare(config, init_params(config, jax.random.key(0)))
-    )
+    shapes = jax.eval_shape(lambda: eet_jax.prepare(config, init_params(config, jax.random.key(0))))
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -182,7 +189,7 @@ def random_weights(config: eet_jax.DecoderConfig) -> eet_jax.Prepared:
     drawn = [draw(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
     weights = jax.tree.unflatten(tree, drawn)
     if config.tie_word_embeddings:
-            weights = dataclasses.replace(weights, head=weights.embedding)
+        weights = dataclasses.replace(weights, head=weights.embedding)
     return weights
 
 
@@ -203,7 +210,9 @@ def jax_loop(
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """A short table, last."""
-    print(f"{'model':14} {'batch':>5} {'context':>7} {'eet us':>9} {'jax us':>9} {'x':>5} {'TB/s':>6}")
+    print(
+        f"{'model':14} {'batch':>5} {'context':>7} {'eet us':>9} {'jax us':>9} {'x':>5} {'TB/s':>6}"
+    )
     for row in rows:
         ours, theirs = row["eet_jax"], row["pure_jax"]
         ratio = theirs["us_per_step"] / ours["us_per_step"]

@@ -15,7 +15,8 @@ def compile_count() -> int:
     return _count
 
 
-def _listen(event: str, duration: float, **_: Any) -> None:
+def _listen(event: str, duration_secs: float, **kwargs: Any) -> None:
+    del duration_secs, kwargs
     global _count
     _count += event == _EVENT
 

@@ -45,7 +45,9 @@ class RotaryScaling:
         if self.factor < 1.0:
             raise ValueError(f"factor must be at least 1, got {self.factor}")
         if self.kind != "linear" and self.original_max_seq_len < 1:
-            raise ValueError(f"{self.kind} needs original_max_seq_len, got {self.original_max_seq_len}")
+            raise ValueError(
+                f"{self.kind} needs original_max_seq_len, got {self.original_max_seq_len}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,9 +133,7 @@ def _prefill(
         return state, jnp.where(here[:, None], rows, hidden)
 
     state, hidden = _for_chunks(packed, state, chunk, (state, hidden))
-    logits = ends.logits(
-        config, weights, hidden, path="decode", implementation=implementation
-    )
+    logits = ends.logits(config, weights, hidden, path="decode", implementation=implementation)
     state = dataclasses.replace(state, lengths=state.lengths + lengths)
     return jnp.where(lengths[:, None] > 0, logits, jnp.nan), state
 
@@ -165,9 +163,7 @@ def _extend(
         rows = (
             ends.final_norm(config, weights, hidden, implementation)
             if return_hidden
-            else ends.logits(
-                config, weights, hidden, path="prefill", implementation=implementation
-            )
+            else ends.logits(config, weights, hidden, path="prefill", implementation=implementation)
         )
         return state, jax.lax.dynamic_update_slice(out, rows, (start, 0))
 
@@ -310,9 +306,7 @@ def _run_layers(
     decode: bool = False,
 ) -> tuple[jax.Array, DecodeState]:
     """All layers on the residual stream of packed tokens, of ``rows`` and at positions ``at``."""
-    tokens = Tokens(
-        rows, at, positions.rotary_table(config, at), positions.alibi_slopes(config)
-    )
+    tokens = Tokens(rows, at, positions.rotary_table(config, at), positions.alibi_slopes(config))
     k, v, workspace = state.k, state.v, state.workspace
     for layer in range(config.num_layers):
         options = layer_options(config, layer, decode=decode, pooled=state.pooled)
@@ -371,7 +365,8 @@ def _checked_prompt(
         raise ValueError(f"lengths must have shape ({state.batch},), got {lengths.shape}")
     arrays = (tokens, lengths, state.lengths)
     if not any(isinstance(array, jax.core.Tracer) for array in arrays):
-        _check_values(config, *(np.asarray(array) for array in arrays), state.capacity)
+        values = [np.asarray(array) for array in arrays]
+        _check_values(config, values[0], values[1], values[2], state.capacity)
     return tokens, lengths
 
 
@@ -379,12 +374,12 @@ def _check_values(
     config: DecoderConfig, tokens: np.ndarray, lengths: np.ndarray, held: np.ndarray, capacity: int
 ) -> None:
     seq = tokens.shape[1]
-    if lengths.size and not (0 <= lengths.min() and lengths.max() <= seq):
+    if lengths.size and not (lengths.min() >= 0 and lengths.max() <= seq):
         raise ValueError(f"lengths must be between 0 and {seq}, got {lengths.tolist()}")
     if np.any(held + lengths > capacity):
         raise ValueError(f"rows can hold {capacity} tokens, got {(held + lengths).tolist()}")
     real = tokens[np.arange(seq) < lengths[:, None]]
-    if real.size and not (0 <= real.min() and real.max() < config.vocab_size):
+    if real.size and not (real.min() >= 0 and real.max() < config.vocab_size):
         raise ValueError(
             f"tokens must be between 0 and {config.vocab_size - 1}, "
             f"got {real.min()} to {real.max()}"

@@ -67,7 +67,9 @@ def _problems(devices: list[Any]) -> list[str]:
         if name not in _library.libraries and (name == "cpu" or name in platforms)
     ]
     if "cuda" not in platforms and _has_nvidia_driver():
-        problems.append("an NVIDIA driver is here, but JAX sees no GPU; run `pip install 'jax[cuda13]'`")
+        problems.append(
+            "an NVIDIA driver is here, but JAX sees no GPU; run `pip install 'jax[cuda13]'`"
+        )
     return problems
 
 

@@ -82,7 +82,7 @@ def _checked_shape(
                 f"inputs_embeds must have shape [batch, seq, {config.hidden_size}], "
                 f"got {embeds.shape}"
             )
-        return embeds.shape[:2]
+        return embeds.shape[0], embeds.shape[1]
     assert tokens is not None
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise TypeError(f"tokens must be ints, got {tokens.dtype.name}")
@@ -93,7 +93,7 @@ def _checked_shape(
             f"tokens must have at most max_seq_len {config.max_seq_len} columns, "
             f"got {tokens.shape[1]}"
         )
-    return tokens.shape
+    return tokens.shape[0], tokens.shape[1]
 
 
 def _embed(

@@ -205,8 +205,8 @@ class Run:
         """Files a chunk's results; returns the rows that a stop sequence ended."""
         new, scores, valid = np.asarray(tokens), np.asarray(logprobs), np.asarray(active)
         stopped = np.zeros(self.request.batch, bool)
-        for row in np.flatnonzero(~self.finished):
-            for step in np.flatnonzero(valid[:, row]):
+        for row in np.flatnonzero(~self.finished).tolist():
+            for step in np.flatnonzero(valid[:, row]).tolist():
                 self.tokens[row].append(int(new[step, row]))
                 self.logprobs[row].append(float(scores[step, row]))
                 self.finished[row], cut = self.request.ends(self.tokens[row])
@@ -218,7 +218,6 @@ class Run:
                 if self.finished[row]:
                     break
         return stopped
-
 
     def _watched(self, row: int) -> bool:
         token = self.tokens[row][-1]

@@ -80,7 +80,9 @@ class _Tree(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, Any]:
-        return {name: _leaf_or_tree(self, name, spec, self.dtype) for name, spec in self.specs.items()}
+        return {
+            name: _leaf_or_tree(self, name, spec, self.dtype) for name, spec in self.specs.items()
+        }
 
 
 def _leaf_or_tree(module: nn.Module, name: str, spec: Any, dtype: str) -> Any:

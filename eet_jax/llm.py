@@ -36,7 +36,9 @@ class LLM:
         self.directory = models.resolve(model)
         tokenizer = self.directory / "tokenizer.json"
         if not tokenizer.exists():
-            raise FileNotFoundError(f"{tokenizer} is missing; transformers writes it with a tokenizer")
+            raise FileNotFoundError(
+                f"{tokenizer} is missing; transformers writes it with a tokenizer"
+            )
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer))
         self.config, params = checkpoint.load(self.directory, dtype=dtype)
         self.weights = prepare(self.config, params, donate=True)

@@ -23,12 +23,12 @@ compiles nothing."""
 class Sampling(NamedTuple):
     """Per-row sampling options, all `[batch]`, and keys `[batch, 2]`; data, never static."""
 
-    keys: np.ndarray
-    temperature: np.ndarray
-    top_k: np.ndarray
-    top_p: np.ndarray
-    min_p: np.ndarray
-    repetition_penalty: np.ndarray
+    keys: Any
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    min_p: Any
+    repetition_penalty: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Request:
         """Rows."""
         return self.tokens.shape[0]
 
-    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+    def limits(self) -> tuple[np.int32, np.ndarray]:
         """max_new_tokens and the padded end-of-sequence ids, as arrays."""
         eos = np.full(MAX_EOS, -1, np.int32)
         eos[: len(self.eos)] = self.eos
@@ -71,7 +71,9 @@ def resolve(decoder: Any, params: Any) -> tuple[DecoderConfig, Any]:
     """
     config = decoder if isinstance(decoder, DecoderConfig) else getattr(decoder, "config", None)
     if not isinstance(config, DecoderConfig):
-        raise TypeError(f"decoder must be a Decoder or a DecoderConfig, got {type(decoder).__name__}")
+        raise TypeError(
+            f"decoder must be a Decoder or a DecoderConfig, got {type(decoder).__name__}"
+        )
     if params is None and callable(getattr(decoder, "params", None)):
         params = decoder.params()
     if params is None:
@@ -157,7 +159,9 @@ def _check_capacity(
     limit = config.max_seq_len
     if state is not None:
         if state.batch != len(rows):
-            raise ValueError(f"prompts must be {state.batch}, as the state has rows, got {len(rows)}")
+            raise ValueError(
+                f"prompts must be {state.batch}, as the state has rows, got {len(rows)}"
+            )
         held = np.asarray(state.lengths)
         limit = min(limit, state.capacity)
     needed = max(int(n) + len(row) for n, row in zip(held, rows, strict=True)) + max_new_tokens
@@ -248,7 +252,9 @@ def _keys(batch: int, rng: Any) -> np.ndarray:
         words[:, 1] += np.arange(batch, dtype=np.uint32)
         return words
     if seeds.dtype.kind not in "iu" or seeds.shape not in ((), (batch,)):
-        raise ValueError(f"rng must be a seed, a key, or a seed for each of {batch} rows, got {rng!r}")
+        raise ValueError(
+            f"rng must be a seed, a key, or a seed for each of {batch} rows, got {rng!r}"
+        )
     seeds64 = np.broadcast_to(seeds, (batch,)).astype(np.int64).view(np.uint64)
     words = np.stack([seeds64 & 0xFFFFFFFF, seeds64 >> np.uint64(32)], axis=1).astype(np.uint32)
     if seeds.shape == ():

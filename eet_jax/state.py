@@ -68,10 +68,11 @@ class DecodeState:
         free = self.k.shape[1] - 1 - _pages_in_use(self, exclude=lost)
         if copies > free:
             raise ValueError(f"fork needs {copies} free pages, got {free}: init_state(pages=...)")
-        return _fork(self, jnp.asarray(rows))
+        k, v, table, lengths = _fork(self.k, self.v, self.page_table, self.lengths, rows)
+        return dataclasses.replace(self, k=k, v=v, page_table=table, lengths=lengths)
 
     def reorder(self, rows: Any) -> DecodeState:
-        """Row i becomes this state's row rows[i]; this state is donated. Nothing is copied.
+        """Row i becomes this state's row rows[i]. Nothing is copied, the cache is shared.
 
         Args:
             rows: distinct ints; rows not named are dropped and their pages freed.
@@ -82,21 +83,23 @@ class DecodeState:
         rows = self._checked(rows)
         if len(set(rows.tolist())) != len(rows):
             raise ValueError(f"reorder needs distinct rows, got {rows.tolist()}")
-        return _reorder(self, jnp.asarray(rows))
+        table, lengths = _reorder(self.page_table, self.lengths, rows)
+        return dataclasses.replace(self, page_table=table, lengths=lengths)
 
     def release(self, rows: Any) -> DecodeState:
-        """Empties rows and frees their pages; this state is donated.
+        """Empties rows and frees their pages; the cache is shared.
 
         Raises:
             ValueError: for a row outside the batch.
         """
-        return _release(self, jnp.asarray(self._checked(rows)))
+        table, lengths = _release(self.page_table, self.lengths, self._checked(rows))
+        return dataclasses.replace(self, page_table=table, lengths=lengths)
 
     def _checked(self, rows: Any) -> np.ndarray:
         rows = np.asarray(rows)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise ValueError(f"rows must be a list of ints, got {rows!r}")
-        if rows.size and not (0 <= rows.min() and rows.max() < self.batch):
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.batch):
             raise ValueError(f"rows must be between 0 and {self.batch - 1}, got {rows.tolist()}")
         return rows.astype(np.int32)
 
@@ -155,10 +158,15 @@ def init_state(
 def reserve(state: DecodeState, lengths: jax.Array) -> DecodeState:
     """Assigns free pages so that each row can hold ``lengths`` `[batch]` tokens; works in jit.
 
-    Pages in use are those that the page table names, so dropping a row frees its pages. Rows for
-    which no page is left keep entries of 0, where ``decode_step`` answers with NaN.
+    Rows for which no page is left keep entries of 0, where ``decode_step`` answers with NaN.
     """
-    table, pages, page_size = state.page_table, state.k.shape[1], state.k.shape[3]
+    pages, page_size = state.k.shape[1], state.k.shape[3]
+    table = _assign(state.page_table, lengths, pages, page_size)
+    return dataclasses.replace(state, page_table=table)
+
+
+def _assign(table: jax.Array, lengths: jax.Array, pages: int, page_size: int) -> jax.Array:
+    """The page table with free pages, those that it does not name, where tokens need them."""
     needed = (lengths + page_size - 1) // page_size
     wanted = (jnp.arange(table.shape[1]) < needed[:, None]) & (table == 0)
     used = jnp.zeros(pages, bool).at[0].set(True).at[table.reshape(-1)].set(True)
@@ -166,9 +174,13 @@ def reserve(state: DecodeState, lengths: jax.Array) -> DecodeState:
     ids = jnp.arange(pages, dtype=jnp.int32)
     free = jnp.zeros(pages, jnp.int32).at[jnp.where(used, pages, rank)].set(ids, mode="drop")
     order = jnp.cumsum(wanted.reshape(-1)).reshape(wanted.shape) - 1
-    found = jnp.take(free, order, mode="fill", fill_value=0)
-    table = jnp.where(wanted, found, table)
-    return dataclasses.replace(state, page_table=table)
+    return jnp.where(wanted, jnp.take(free, order, mode="fill", fill_value=0), table)
+
+
+def _held(table: jax.Array, lengths: jax.Array, page_size: int) -> jax.Array:
+    """The page table without pages that hold no tokens yet."""
+    count = (lengths + page_size - 1) // page_size
+    return jnp.where(jnp.arange(table.shape[1]) < count[:, None], table, 0)
 
 
 def _pages_in_use(state: DecodeState, exclude: list[int]) -> int:
@@ -180,44 +192,31 @@ def _pages_in_use(state: DecodeState, exclude: list[int]) -> int:
     return len(used - {0})
 
 
-def _held(state: DecodeState) -> DecodeState:
-    """Gives back pages that hold no tokens yet."""
-    count = (state.lengths + state.k.shape[3] - 1) // state.k.shape[3]
-    held = jnp.arange(state.page_table.shape[1]) < count[:, None]
-    return dataclasses.replace(state, page_table=jnp.where(held, state.page_table, 0))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _fork(state: DecodeState, rows: jax.Array) -> DecodeState:
-    state = _held(state)
-    page_size = state.k.shape[3]
-    batch = jnp.arange(rows.shape[0])
-    lengths, table = state.lengths[rows], state.page_table[rows]
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _fork(
+    k: jax.Array, v: jax.Array, table: jax.Array, lengths: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """k, v, page table and lengths of the forked rows."""
+    pages, page_size = k.shape[1], k.shape[3]
+    batch, last = jnp.arange(rows.shape[0]), table.shape[1] - 1
+    lengths, table = lengths[rows], _held(table, lengths, page_size)[rows]
     # The first row of each source keeps the partial page, the others get a copy.
     first = jnp.argmax(rows[:, None] == rows[None, :], axis=1) == batch
-    partial = lengths // page_size
     copied = ~first & (lengths % page_size != 0)
-    at = jnp.where(copied, partial, table.shape[1])
-    source = jnp.take_along_axis(table, jnp.minimum(partial, table.shape[1] - 1)[:, None], 1)[:, 0]
-    table = table.at[batch, at].set(0, mode="drop")
-    forked = reserve(dataclasses.replace(state, page_table=table, lengths=lengths), lengths)
-    target = forked.page_table[batch, jnp.minimum(at, table.shape[1] - 1)]
-    target = jnp.where(copied, target, state.k.shape[1])
-    k, v = (pages.at[:, target].set(pages[:, source], mode="drop") for pages in (state.k, state.v))
-    return dataclasses.replace(forked, k=k, v=v)
+    partial = jnp.minimum(lengths // page_size, last)
+    source = table[batch, partial]
+    table = table.at[batch, jnp.where(copied, partial, last + 1)].set(0, mode="drop")
+    table = _assign(table, lengths, pages, page_size)
+    target = jnp.where(copied, table[batch, partial], pages)
+    k, v = (cache.at[:, target].set(cache[:, source], mode="drop") for cache in (k, v))
+    return k, v, table, lengths
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _reorder(state: DecodeState, rows: jax.Array) -> DecodeState:
-    return dataclasses.replace(
-        state, page_table=state.page_table[rows], lengths=state.lengths[rows]
-    )
+@jax.jit
+def _reorder(table: jax.Array, lengths: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return table[rows], lengths[rows]
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _release(state: DecodeState, rows: jax.Array) -> DecodeState:
-    return dataclasses.replace(
-        state,
-        page_table=state.page_table.at[rows].set(0),
-        lengths=state.lengths.at[rows].set(0),
-    )
+@jax.jit
+def _release(table: jax.Array, lengths: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return table.at[rows].set(0), lengths.at[rows].set(0)

@@ -46,7 +46,9 @@ def _layer(tree: Any, layer: int) -> Any:
 def norm(config: DecoderConfig, x: np.ndarray, w: Any) -> np.ndarray:
     if config.norm == "layer":
         x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_eps) * w["scale"] + w.get("bias", 0)
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + config.norm_eps) * w["scale"] + w.get(
+        "bias", 0
+    )
 
 
 def linear(w: Any, x: np.ndarray) -> np.ndarray:

@@ -184,7 +184,7 @@ def test_errors():
     for error, message, options in cases:
         with pytest.raises(error, match=message):
             attention(q, k, k, **(good | options))
-    with pytest.raises(ValueError, match=r"paged q must have 3 dimensions, got shape \(1, 3, 4, 8\)"):
+    with pytest.raises(ValueError, match=r"paged q must have 3 dimensions, got shape \(1, 3"):
         attention(q[None], k, k, **good)
     with pytest.raises(ValueError, match=r"paged k must have 5 dimensions, got shape"):
         attention(q, k[0], k[0], **good)

@@ -16,7 +16,9 @@ runner = CliRunner()
 
 
 def test_generate_prints_prompt_and_text():
-    result = runner.invoke(cli.app, ["generate", "The king", "--max-new-tokens", "20", "--temperature", "0"])
+    result = runner.invoke(
+        cli.app, ["generate", "The king", "--max-new-tokens", "20", "--temperature", "0"]
+    )
     assert result.exit_code == 0, result.output
     want = eet_jax.LLM("eet-tiny").generate("The king", max_new_tokens=20)
     assert result.output == f"The king{want}\n"
@@ -55,7 +57,11 @@ assert not {"torch", "transformers"} & set(sys.modules)
 print(seconds)
 """
     best = min(
-        float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for _ in range(3)
     )
     assert best < 0.2

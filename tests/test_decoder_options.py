@@ -96,7 +96,10 @@ def test_prefill_then_decode(case, implementation):
         assert_logits(got[i], want[i][length - 1])
     for step in range(steps):
         # A row shorter than the steps goes on with whatever token, unchecked.
-        next_ = [row[n + step] if n + step < len(row) else 0 for row, n in zip(rows, lengths, strict=True)]
+        next_ = [
+            row[n + step] if n + step < len(row) else 0
+            for row, n in zip(rows, lengths, strict=True)
+        ]
         got, state = eet_jax.decode_step(
             config, weights, np.asarray(next_), state, implementation=implementation
         )

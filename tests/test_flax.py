@@ -34,7 +34,9 @@ def variables():
 
 def test_init_makes_the_documented_tree(variables):
     shapes = jax.tree.map(lambda leaf: leaf.shape, variables["params"])
-    want = jax.tree.map(lambda spec: spec.shape, param_specs(CONFIG), is_leaf=lambda x: hasattr(x, "shape"))
+    want = jax.tree.map(
+        lambda spec: spec.shape, param_specs(CONFIG), is_leaf=lambda x: hasattr(x, "shape")
+    )
     assert shapes == want
     kernel = np.asarray(variables["params"]["layers"]["mlp"]["up"]["kernel"])
     assert kernel.std() == pytest.approx(CONFIG.hidden_size**-0.5, rel=0.1)
@@ -56,7 +58,9 @@ def test_inside_a_linen_model():
 
 def test_gradient_equals_the_references(variables):
     def loss(params, implementation):
-        logits = eet_jax.Decoder(CONFIG, implementation=implementation).apply({"params": params}, TOKENS)
+        logits = eet_jax.Decoder(CONFIG, implementation=implementation).apply(
+            {"params": params}, TOKENS
+        )
         return jnp.mean(jax.nn.logsumexp(logits, -1) ** 2)
 
     got = jax.grad(loss)(variables["params"], "native")

@@ -80,7 +80,7 @@ def test_nothing_new_is_compiled(params):
     prepared = eet_jax.prepare(CONFIG, params)
 
     def run(lengths, count, **options):
-        prompts = [list(range(1, length + 1)) for length in lengths]
+        prompts = [[i % 40 for i in range(length)] for length in lengths]
         return eet_jax.generate(CONFIG, prepared, prompts, max_new_tokens=count, **options)
 
     run([17, 20], 12)
@@ -146,7 +146,9 @@ def test_repetition_penalty_counts_the_prompt(params):
 
 def test_logprobs(params, greedy):
     out = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=20, logprobs=True, temperature=0)
-    logits = eet_jax.Decoder(CONFIG).apply({"params": params}, jnp.asarray([PROMPTS[0] + greedy[0]]))
+    logits = eet_jax.Decoder(CONFIG).apply(
+        {"params": params}, jnp.asarray([PROMPTS[0] + greedy[0]])
+    )
     scores = jax.nn.log_softmax(logits[0, len(PROMPTS[0]) - 1 : -1])
     want = np.asarray(scores)[np.arange(20), greedy[0]]
     np.testing.assert_allclose(out.logprobs[0], want, atol=1e-3)
@@ -183,7 +185,12 @@ BAD = {
     "beams": ([[1]], {"num_beams": 2}, ValueError, "num_beams must be 1"),
     "top_p": ([[1]], {"top_p": 1.5}, ValueError, "top_p must be between 0 and 1, got 1.5"),
     "temperature": ([[1]], {"temperature": -1}, ValueError, "temperature must be between 0"),
-    "per row": ([[1]], {"top_k": [1, 2]}, ValueError, "top_k must be a number or one for each of 1"),
+    "per row": (
+        [[1]],
+        {"top_k": [1, 2]},
+        ValueError,
+        "top_k must be a number or one for each of 1",
+    ),
     "stop": ([[1]], {"stop": [[]]}, ValueError, "stop sequences must not be empty"),
     "rng": ([[1]], {"rng": [1, 2]}, ValueError, "rng must be a seed"),
     "mask": ([[1]], {"attention_mask": np.ones((1, 1))}, ValueError, "prompts in an array"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -62,10 +63,14 @@ def test_matches_float64(rng, dtype, shape, path):
     x, kernel = operands(rng, dtype, *shape)
     bias = random(rng, shape[2:], dtype)
     for implementation in ("native", "reference"):
-        y = jax.jit(lambda *a: linear(*a, path=path, implementation=implementation))(x, kernel, bias)  # noqa: B023
+        function = functools.partial(linear, path=path, implementation=implementation)
+        y = jax.jit(function)(x, kernel, bias)
         assert y.shape == (*shape[0], shape[2])
         assert y.dtype == dtype
-        assert_close(y, expected(x, kernel, bias), scale=4.0)
+        # Errors of the sums, which grow with their length, matter next to the result's rounding in
+        # float32 only.
+        lengths = np.sqrt(shape[1]) / 8 if dtype == "float32" else 0
+        assert_close(y, expected(x, kernel, bias), scale=4.0 + lengths)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -101,11 +106,10 @@ def test_float32_result(rng, dtype, path, activation):
 
 
 def test_long_sums(rng):
-    """Errors of float32 sums grow with the square root of the length."""
     x, kernel = random(rng, (2, 30000), "float32"), random(rng, (6, 30000), "float32")
     for path in PATHS:
         y = linear(x, kernel, path=path)
-        np.testing.assert_allclose(y, expected(x, kernel), atol=3e-6 * np.sqrt(30000))
+        np.testing.assert_allclose(y, expected(x, kernel), atol=1e-5 * np.sqrt(30000))
 
 
 def test_unaligned_rows(rng, dtype):
@@ -151,7 +155,9 @@ def test_nan_and_infinity_stay(rng):
         assert np.isfinite(y[2]).all()
 
 
-@pytest.mark.parametrize("axes", [(0, None, None, 0), (1, None, None, 1), (0, 0, 0, 0), (0, None, 0, None)])
+@pytest.mark.parametrize(
+    "axes", [(0, None, None, 0), (1, None, None, 1), (0, 0, 0, 0), (0, None, 0, None)]
+)
 def test_vmap(rng, axes):
     x, kernel = random(rng, (4, 4, 16), "float32"), random(rng, (4, 8, 16), "float32")
     bias, residual = random(rng, (4, 8), "float32"), random(rng, (4, 4, 8), "float32")
@@ -188,7 +194,8 @@ def test_gradient(rng, activation):
 
 def test_gradient_without_options(rng, dtype):
     x, kernel = operands(rng, dtype, (4,), 16, 8)
-    dx, dkernel = jax.grad(lambda *a: linear(*a, out_dtype="float32").sum(), argnums=(0, 1))(x, kernel)
+    gradient = jax.grad(lambda *a: linear(*a, out_dtype="float32").sum(), argnums=(0, 1))
+    dx, dkernel = gradient(x, kernel)
     assert_close(dx, np.broadcast_to(float64(kernel).sum(0), x.shape), scale=4.0)
     assert_close(dkernel, np.broadcast_to(float64(x).sum(0), kernel.shape), scale=4.0)
 
@@ -232,18 +239,18 @@ def test_errors():
         linear(x, kernel, jnp.ones(4, jnp.float16))
     with pytest.raises(ValueError, match=r"residual must have shape \(2, 4\), got \(2, 8\)"):
         linear(x, kernel, residual=x)
+    half = jnp.ones((4, 4), jnp.bfloat16)
     with pytest.raises(TypeError, match="residual must have dtype float32, got bfloat16"):
-        residual = jnp.ones((2, 4), jnp.bfloat16)
-        linear(residual, jnp.ones((4, 4), jnp.bfloat16), residual=residual, out_dtype="float32")
+        linear(half, half, residual=half, out_dtype="float32")
     with pytest.raises(TypeError, match="out_dtype must be float32 or float32, got float16"):
         linear(x, kernel, out_dtype=jnp.float16)
     with pytest.raises(TypeError, match="x must have dtype float32, bfloat16, float16, got int32"):
         linear(jnp.ones((2, 8), jnp.int32), jnp.ones((4, 8), jnp.int32))
     with pytest.raises(ValueError, match="x must have at least 1 dimensions"):
         linear(jnp.float32(1), kernel)
-    with pytest.raises(ValueError, match="activation must be one of .*, got 'tanh'"):
+    with pytest.raises(ValueError, match=r"activation must be one of .*, got 'tanh'"):
         linear(x, kernel, activation="tanh")
-    with pytest.raises(ValueError, match="path must be None or one of .*, got 'fast'"):
+    with pytest.raises(ValueError, match=r"path must be None or one of .*, got 'fast'"):
         linear(x, kernel, path="fast")
     with pytest.raises(ValueError, match="implementation must be"):
         linear(x, kernel, implementation="fast")

@@ -81,7 +81,9 @@ def test_chat_needs_a_template(llm, tmp_path):
         llm.chat([{"role": "user", "content": "Hello"}])
     directory = shutil.copytree(models.resolve("eet-tiny"), tmp_path / "chat")
     config = json.loads((directory / "tokenizer_config.json").read_text())
-    config["chat_template"] = "{% for m in messages %}{{ m.content }} said {{ m.role }}. {% endfor %}"
+    config["chat_template"] = (
+        "{% for m in messages %}{{ m.content }} said {{ m.role }}. {% endfor %}"
+    )
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     chatting = eet_jax.LLM(directory)
     prompt = chatting.chat_prompt([{"role": "user", "content": "Hello"}])

@@ -87,7 +87,9 @@ def test_full_forward(pair, side):
     rows = prompts(config.vocab_size)
     tokens, mask = padded(rows, side)
     apply = jax.jit(eet_jax.Decoder(config).apply)
-    logits = np.asarray(apply({"params": params}, jnp.asarray(tokens), attention_mask=jnp.asarray(mask)))
+    logits = np.asarray(
+        apply({"params": params}, jnp.asarray(tokens), attention_mask=jnp.asarray(mask))
+    )
     for i, row in enumerate(rows):
         np.testing.assert_allclose(
             logits[i][mask[i] == 1], their_logits(model, row), atol=TOLERANCE, rtol=TOLERANCE
@@ -110,9 +112,7 @@ def test_prefill_and_decode(pair, implementation):
         all_logits.append(got)
     for i, row in enumerate(rows):
         want = their_logits(model, [*row, *steps[:, i].tolist()])[len(row) - 1 :]
-        np.testing.assert_allclose(
-            np.stack(all_logits)[:, i], want, atol=TOLERANCE, rtol=TOLERANCE
-        )
+        np.testing.assert_allclose(np.stack(all_logits)[:, i], want, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_greedy_tokens(pair):

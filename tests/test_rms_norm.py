@@ -10,7 +10,18 @@ from jax.sharding import PartitionSpec as P
 from xla_ops import rms_norm
 from xla_ops._rms_norm import rms_norm_reference
 
-SHAPES = [(3, 8), (1, 1), (0, 8), (2, 0), (5, 7), (2, 3, 129), (4, 1000), (3, 4096), (2, 65536), (8,)]
+SHAPES = [
+    (3, 8),
+    (1, 1),
+    (0, 8),
+    (2, 0),
+    (5, 7),
+    (2, 3, 129),
+    (4, 1000),
+    (3, 4096),
+    (2, 65536),
+    (8,),
+]
 
 
 def expected(x, scale, eps):

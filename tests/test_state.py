@@ -147,6 +147,7 @@ LOOPS = ("fori_loop", "while_loop", "scan")
 
 def loop(kind: str, weights, steps: int):
     """A jitted decode loop that donates the state."""
+
     def body(state):
         active = jnp.ones(state.batch, bool)
         tokens = jnp.zeros(state.batch, jnp.int32)
@@ -165,7 +166,9 @@ def loop(kind: str, weights, steps: int):
 
 
 def pointers(state) -> list[int]:
-    return [getattr(state, name).unsafe_buffer_pointer() for name in ("k", "v", "workspace", "residual")]
+    return [
+        getattr(state, name).unsafe_buffer_pointer() for name in ("k", "v", "workspace", "residual")
+    ]
 
 
 @pytest.mark.parametrize("kind", LOOPS)

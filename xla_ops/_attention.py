@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from xla_ops import _ffi
-
-MAX_HEAD_DIM = 256
+from xla_ops import _attention_checks, _ffi
 
 
 def attention(
@@ -64,9 +61,9 @@ def attention(
         ValueError: if shapes or options do not fit; TypeError: if the dtypes do not.
     """
     paged = page_table is not None
-    _check_options(paged, causal, lengths, positions, rows, layer)
-    _check_values(window, soft_cap)
-    _check_ranks(q, k, page_table)
+    _attention_checks.check_options(paged, causal, lengths, positions, rows, layer)
+    _attention_checks.check_values(window, soft_cap)
+    _attention_checks.check_ranks(q, k, page_table)
     options: dict[str, Any] = {
         "causal": bool(causal),
         "window": 0 if window is None else int(window),
@@ -108,13 +105,11 @@ def attention_reference(
     layer: int | None = None,
 ) -> jax.Array:
     if page_table is not None:
-        assert rows is not None and positions is not None and layer is not None
+        assert rows is not None
+        assert positions is not None
         # A token is a batch row of one query; its keys are the pages of its row.
-        k, v = (
-            jnp.swapaxes(cache[layer][page_table], 2, 3)
-            .reshape(page_table.shape[0], -1, *cache.shape[2::2])[rows]
-            for cache in (k, v)
-        )
+        pages = [jnp.swapaxes(cache[layer][page_table], 2, 3) for cache in (k, v)]
+        k, v = (page.reshape(page.shape[0], -1, *page.shape[3:])[rows] for page in pages)
         lengths = jnp.where((rows >= 0) & (rows < page_table.shape[0]), k.shape[1], 0)
         out = attention_reference(
             q[:, None], k, v, lengths=lengths, positions=positions[:, None], window=window,
@@ -186,103 +181,6 @@ def _reference(
     )  # fmt: skip
 
 
-def _check_options(
-    paged: bool,
-    causal: bool,
-    lengths: Any,
-    positions: Any,
-    rows: Any,
-    layer: int | None,
-) -> None:
-    if paged and not causal:
-        raise ValueError("causal must be True with page_table, got False")
-    if paged and lengths is not None:
-        raise ValueError("lengths must be None with page_table")
-    for name, value in (("rows", rows), ("layer", layer)):
-        if paged != (value is not None):
-            raise ValueError(f"{name} must be given with page_table and only with it")
-    if paged and positions is None:
-        raise ValueError("positions must be given with page_table")
-
-
-def _check_values(window: int | None, soft_cap: float | None) -> None:
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
-    if soft_cap is not None and not 0 < soft_cap < math.inf:
-        raise ValueError(f"soft_cap must be positive and finite, got {soft_cap}")
-
-
-def _check_ranks(q: Any, k: Any, page_table: Any) -> None:
-    q_rank, k_rank, form = (4, 4, "dense") if page_table is None else (3, 5, "paged")
-    for name, array, rank in (("q", q, q_rank), ("k", k, k_rank)):
-        if array.ndim != rank:
-            raise ValueError(f"{form} {name} must have {rank} dimensions, got shape {array.shape}")
-    if page_table is not None and (page_table.ndim != 2 or page_table.size == 0):
-        raise ValueError(
-            f"page_table must have 2 dimensions and not be empty, got shape {page_table.shape}"
-        )
-
-
-def _abstract(
-    q: Any,
-    k: Any,
-    v: Any,
-    lengths: Any,
-    positions: Any,
-    rows: Any,
-    page_table: Any,
-    alibi_slopes: Any,
-    *,
-    layer: int,
-    **_: Any,
-) -> list[_ffi.Result]:
-    _check_dtypes(q, k, v, lengths, positions, rows, page_table, alibi_slopes)
-    if k.ndim == 5:
-        _check_paged(q, k, rows, positions, layer)
-    else:
-        _check_dense(q, k, lengths, positions)
-    _ffi.check_shape("v", v, k.shape)
-    heads, head_dim = q.shape[-2:]
-    kv_heads = k.shape[2]
-    if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
-        raise ValueError(
-            f"head_dim must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {head_dim}"
-        )
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
-    _ffi.check_optional_shape("alibi_slopes", alibi_slopes, (heads,))
-    return [_ffi.Result(q.shape, q.dtype)]
-
-
-def _check_dtypes(q: Any, k: Any, v: Any, *optional: Any) -> None:
-    _ffi.check_float("q", q)
-    _ffi.check_dtype("k", k, q.dtype)
-    _ffi.check_dtype("v", v, q.dtype)
-    *integers, alibi_slopes = optional
-    names = ("lengths", "positions", "rows", "page_table")
-    for name, array in zip(names, integers, strict=True):
-        _ffi.check_dtype(name, array, jnp.int32)
-    _ffi.check_dtype("alibi_slopes", alibi_slopes, jnp.float32)
-
-
-def _check_dense(q: Any, k: Any, lengths: Any, positions: Any) -> None:
-    batch, query_len, _, head_dim = q.shape
-    _ffi.check_shape("k", k, (batch, *k.shape[1:3], head_dim))
-    _ffi.check_optional_shape("lengths", lengths, (batch,))
-    _ffi.check_optional_shape("positions", positions, (batch, query_len))
-
-
-def _check_paged(q: Any, k: Any, rows: Any, positions: Any, layer: int) -> None:
-    tokens, _, head_dim = q.shape
-    _ffi.check_shape("k", k, (*k.shape[:4], head_dim))
-    _ffi.check_shape("rows", rows, (tokens,))
-    _ffi.check_shape("positions", positions, (tokens,))
-    if k.size == 0:
-        raise ValueError(f"k must have pages, got shape {k.shape}")
-    if not 0 <= layer < k.shape[0]:
-        raise ValueError(f"layer must be in [0, {k.shape[0]}), got {layer}")
-
-
 _batch_sequentially = _ffi.batch_rows()
 
 
@@ -310,4 +208,4 @@ def _merge(operand: jax.Array, axis: int | None, size: int) -> jax.Array:
     return moved.reshape(size * moved.shape[1], *moved.shape[2:])
 
 
-_attention = _ffi.define_op("eet_attention", _abstract, batch_rule=_batch)
+_attention = _ffi.define_op("eet_attention", _attention_checks.abstract, batch_rule=_batch)

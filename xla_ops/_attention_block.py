@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from xla_ops import _ffi, _layer
 from xla_ops._attention import attention_reference

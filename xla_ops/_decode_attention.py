@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from typing import Any
 
@@ -11,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from xla_ops import _ffi
-from xla_ops._attention import MAX_HEAD_DIM, attention_reference
+from xla_ops._attention import attention_reference
+from xla_ops._attention_checks import MAX_HEAD_DIM, check_values
 
 # Splits of a row's keys, as in csrc/ops/decode_attention.h.
 MIN_SPLIT = 128
@@ -59,7 +59,7 @@ def decode_attention(
     Raises:
         ValueError: if shapes or options do not fit; TypeError: if the dtypes do not.
     """
-    _check_options(window, soft_cap)
+    check_values(window, soft_cap)
     options: dict[str, Any] = {"layer": operator.index(layer), "window": window,
                                "soft_cap": soft_cap, "scale": scale}  # fmt: skip
     reference = functools.partial(decode_attention_reference, **options)
@@ -113,13 +113,6 @@ def _native(
         soft_cap=0.0 if soft_cap is None else float(soft_cap),
         scale=float(max(k.shape[-1], 1) ** -0.5 if scale is None else scale),
     )[0]
-
-
-def _check_options(window: int | None, soft_cap: float | None) -> None:
-    if window is not None and window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
-    if soft_cap is not None and not 0 < soft_cap < math.inf:
-        raise ValueError(f"soft_cap must be positive and finite, got {soft_cap}")
 
 
 def _abstract(

@@ -91,6 +91,4 @@ def _abstract(x: Any, *rest: Any, layer: int, gated: bool, **_: Any) -> list[_ff
     return _layer.same(x, cache[0], cache[1], workspace)
 
 
-_decoder_layer = _ffi.define_op(
-    "eet_decoder_layer", _abstract, aliases={0: 0, 15: 1, 16: 2, 22: 3}
-)
+_decoder_layer = _ffi.define_op("eet_decoder_layer", _abstract, aliases={0: 0, 15: 1, 16: 2, 22: 3})

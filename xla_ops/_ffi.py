@@ -1,4 +1,4 @@
-"""From C++ handlers to JAX primitives: the only place that touches ``jax.ffi`` and ``jax.extend``."""
+"""From C++ handlers to JAX primitives: the only user of ``jax.ffi`` and ``jax.extend``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def define_op(
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_abstract_eval(functools.partial(_abstract_results, abstract))
-    primitive.def_impl(lambda *operands, **attrs: _jitted(primitive, tuple(attrs.items()))(*operands))
+    primitive.def_impl(
+        lambda *operands, **attrs: _jitted(primitive, tuple(attrs.items()))(*operands)
+    )
     for platform, registry in PLATFORMS.items():
         lower = functools.partial(_lower, name, platform, dict(aliases or {}), partitionable)
         mlir.register_lowering(primitive, lower, platform=platform)
@@ -66,7 +68,7 @@ def define_op(
     if aliases:
         batching.primitive_batchers[primitive] = functools.partial(_refuse_batching, name)
     else:
-        rule = batch_rule or functools.partial(_batch_sequentially, primitive)
+        rule = batch_rule or _batch_sequentially
         batching.primitive_batchers[primitive] = functools.partial(rule, primitive.bind)
     if aliases or not differentiable:
         ad.primitive_jvps[primitive] = functools.partial(_refuse_differentiation, name)
@@ -138,12 +140,11 @@ def _attribute(value: Any) -> Any:
 
 
 def _batch_sequentially(
-    primitive: Primitive, bind: Callable[..., Any], operands: Any, axes: Any, **attrs: Any
+    bind: Callable[..., Any], operands: Any, axes: Any, **attrs: Any
 ) -> tuple[Any, list[int]]:
-    del primitive
-    fixed = [operand if axis is None else None for operand, axis in zip(operands, axes, strict=True)]
-    mapped = [jnp.moveaxis(operand, axis, 0)
-              for operand, axis in zip(operands, axes, strict=True) if axis is not None]  # fmt: skip
+    pairs = list(zip(operands, axes, strict=True))
+    fixed = [operand if axis is None else None for operand, axis in pairs]
+    mapped = [jnp.moveaxis(operand, axis, 0) for operand, axis in pairs if axis is not None]
 
     def one(slices: list[jax.Array]) -> list[jax.Array]:
         rest = iter(slices)
@@ -164,9 +165,9 @@ def batch_rows(*row_operands: int) -> BatchRule:
     def rule(bind: Callable[..., Any], operands: Any, axes: Any, **attrs: Any) -> tuple[Any, Any]:
         others = [axis for i, axis in enumerate(axes) if i not in row_operands]
         if any(axis is not None for axis in others):
-            return _batch_sequentially(None, bind, operands, axes, **attrs)
-        size = next(operand.shape[axis]
-                    for operand, axis in zip(operands, axes, strict=True) if axis is not None)  # fmt: skip
+            return _batch_sequentially(bind, operands, axes, **attrs)
+        pairs = zip(operands, axes, strict=True)
+        size = next(operand.shape[axis] for operand, axis in pairs if axis is not None)
         moved = list(operands)
         for i in row_operands:
             moved[i] = _leading(operands[i], axes[i], size)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 from typing import Any
+
+import jaxlib
 
 BUILD_COMMAND = {
     "cpu": "pip install --force-reinstall --no-deps .",
@@ -21,9 +23,7 @@ problems: dict[str, str] = {}
 
 def ffi_api_version() -> tuple[int, int]:
     """The FFI API version of the installed jaxlib, read from its header."""
-    spec = importlib.util.find_spec("jaxlib")
-    assert spec is not None and spec.origin is not None
-    header = Path(spec.origin).parent / "include" / "xla" / "ffi" / "api" / "c_api.h"
+    header = Path(jaxlib.__file__).parent / "include" / "xla" / "ffi" / "api" / "c_api.h"
     text = header.read_text()
     found = [re.search(rf"define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
     major, minor = (int(match[1]) for match in found if match)
@@ -42,19 +42,30 @@ def _check(library: Any, native: Any) -> None:
         raise ImportError(f"it was built for XLA FFI API {built}, jaxlib has {installed}")
 
 
-def _load(platform: str, name: str) -> None:
-    path = Path(__file__).parent / "lib" / name
+def native() -> Any:
+    """The Python module of the native part.
+
+    Raises:
+        RuntimeError: if it does not load, with the reason and the build command.
+    """
     try:
-        from xla_ops import _native
+        return importlib.import_module("xla_ops._native")
     except ImportError as error:
-        problems[platform] = f"the native module does not load ({error})"
-        return
+        raise RuntimeError(
+            f"the native module of eet_jax does not load ({error}); "
+            f"build it with `{BUILD_COMMAND['cpu']}` in the source directory"
+        ) from error
+
+
+def _load(platform: str, name: str) -> None:
+    """Loads a library, or notes why that does not work."""
+    path = Path(__file__).parent / "lib" / name
     if not path.exists():
         problems[platform] = f"{name} was not built"
         return
     try:
-        library = _native.Library(str(path))
-        _check(library, _native)
+        library = native().Library(str(path))
+        _check(library, native())
     except (ImportError, RuntimeError) as error:
         problems[platform] = f"{name} is unusable: {error}"
         return
@@ -63,29 +74,12 @@ def _load(platform: str, name: str) -> None:
 
 def _load_all() -> None:
     try:
-        from xla_ops import _native
-
-        variant = _native.cpu_variant()
-    except ImportError:
-        variant = ""
+        variant = native().cpu_variant()
+    except RuntimeError as error:
+        problems.update({platform: str(error) for platform in BUILD_COMMAND})
+        return
     _load("cpu", f"libeet_cpu_{variant}.so" if variant else "libeet_cpu.so")
     _load("cuda", "libeet_cuda.so")
-
-
-def native() -> Any:
-    """The Python module of the native part.
-
-    Raises:
-        RuntimeError: if it does not load, with the reason and the build command.
-    """
-    try:
-        from xla_ops import _native
-    except ImportError as error:
-        raise RuntimeError(
-            f"the native module of eet_jax does not load ({error}); "
-            f"build it with `{BUILD_COMMAND['cpu']}` in the source directory"
-        ) from error
-    return _native
 
 
 def require(platform: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,8 +67,14 @@ def linear(
         return _linear(*operands, **attrs)[0]
 
     def reference(x: jax.Array, kernel: jax.Array, bias: jax.Array, residual: jax.Array) -> Any:
-        rest = {"residual": _ffi.present(residual), "activation": activation, "out_dtype": dtype}
-        return linear_reference(x, kernel, _ffi.present(bias), **rest)
+        return linear_reference(
+            x,
+            kernel,
+            _ffi.present(bias),
+            activation=activation,
+            residual=_ffi.present(residual),
+            out_dtype=dtype,
+        )
 
     differentiable = _ffi.with_reference_gradient(native, reference)
     return _ffi.choose(implementation, differentiable, reference)(
@@ -104,7 +111,7 @@ def product_reference(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -
 def activate(activation: str | None, x: jax.Array) -> jax.Array:
     if activation is None:
         return x
-    functions = {
+    functions: dict[str, Callable[[jax.Array], jax.Array]] = {
         "silu": jax.nn.silu,
         "gelu": functools.partial(jax.nn.gelu, approximate=False),
         "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),

@@ -15,8 +15,7 @@ namespace eet {
 //   c[0..3]: row group, columns pair and pair + 1; row group + 8, the same columns
 __device__ __forceinline__ void MmaM16N8K16(float (&c)[4], const uint32_t (&a)[4],
                                             const uint32_t (&b)[2], std::type_identity<bfloat16>) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -24,8 +23,7 @@ __device__ __forceinline__ void MmaM16N8K16(float (&c)[4], const uint32_t (&a)[4
 
 __device__ __forceinline__ void MmaM16N8K16(float (&c)[4], const uint32_t (&a)[4],
                                             const uint32_t (&b)[2], std::type_identity<float16>) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -46,8 +44,8 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Loads four 8x8 matrices of 2-byte elements. Lane i gives the address of row i % 8 of matrix i / 8,
-// and receives columns lane % 4 * 2 and the next of row lane / 4 of each.
+// Loads four 8x8 matrices of 2-byte elements. Lane i gives the address of row i % 8 of matrix
+// i / 8, and receives of each its elements lane % 4 * 2 and the next of row lane / 4.
 __device__ __forceinline__ void LoadMatrices(uint32_t (&matrices)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
@@ -78,9 +76,12 @@ __device__ __forceinline__ void CopyAsync16(void* shared, const void* global, bo
 }
 
 // Closes the group of this thread's copies started since the last one.
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
-// Waits until at most `kPending` groups of this thread are under way. Others' copies need a barrier.
+// Waits until at most `kPending` groups of this thread are under way. Other threads' copies need a
+// barrier as well.
 template <int kPending>
 __device__ __forceinline__ void WaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

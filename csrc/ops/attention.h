@@ -1,5 +1,5 @@
-// Attention of many queries:  out = softmax(scores(q, k)) v  over the keys each query sees, in tiles:
-// no score matrix is ever in memory. A query that sees no key gets zeros.
+// Attention of many queries:  out = softmax(scores(q, k)) v  over the keys that each query sees.
+// In tiles: no score matrix is ever in memory. A query that sees no key gets zeros.
 #pragma once
 
 #include <cstdint>
@@ -23,16 +23,16 @@ struct AttentionArgs {
   const float* alibi_slopes;  // [heads] or nullptr
   T* out;                     // [tokens, heads, head_dim]
   int64_t tokens, batch, query_len, key_len, heads, kv_heads, head_dim, page_size, max_pages;
-  float scale, soft_cap;      // soft_cap 0: none
-  int64_t window;             // 0: none
+  float scale, soft_cap;  // soft_cap 0: none
+  int64_t window;         // 0: none
   bool causal;
 };
 
 template <typename T>
 void Attention(Stream stream, const AttentionArgs<T>& args);
 
-// Tiles of keys start at multiples of this, wherever the query is: that a tile is all masked for one
-// of its queries changes no bit of the result, so neither do a query's neighbours nor chunking.
+// Tiles of keys start at multiples of this, wherever the query is. A tile whose keys a query does
+// not see changes no bit of its result, so neither do the query's neighbours nor chunking.
 constexpr int kTileKeys = 64;
 
 // A query: the row whose keys it sees, its position, and the keys; none for a row out of range.

@@ -59,12 +59,7 @@ class AttentionTask {
   // Rows [first, last) have their queries in one batch row.
   void AttendSegment(int64_t first, int64_t last) {
     KeyRange keys{0, 0};
-    for (int64_t i = first; i < last; ++i) {
-      const KeyRange seen = rows_[i].query.keys;
-      if (seen.empty()) continue;
-      keys = keys.empty() ? seen
-                          : KeyRange{std::min(keys.begin, seen.begin), std::max(keys.end, seen.end)};
-    }
+    for (int64_t i = first; i < last; ++i) keys = Union(keys, rows_[i].query.keys);
     if (keys.empty()) return;
     const int batch_row = rows_[first].query.row;
     for (int key = keys.begin / kTileKeys * kTileKeys; key < keys.end; key += kTileKeys) {

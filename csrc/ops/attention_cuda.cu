@@ -7,8 +7,9 @@
 namespace eet {
 
 template <typename T>
-static void LaunchTiles(Stream stream, const AttentionArgs<T>& args, void (*kernel)(AttentionArgs<T>),
-                        int queries, int threads, int shared_bytes) {
+static void LaunchTiles(Stream stream, const AttentionArgs<T>& args,
+                        void (*kernel)(AttentionArgs<T>), int queries, int threads,
+                        int shared_bytes) {
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   const int64_t blocks = QueryTiles(args, queries) * QueryGroups(args) * args.heads;
   kernel<<<blocks, threads, shared_bytes, stream>>>(args);

@@ -36,8 +36,7 @@ __device__ void CopyRows(float (&tile)[kRows][kStride], const float* source, int
   for (int i = threadIdx.x; i < kRows * kVectors; i += kFmaThreads) {
     const int row = i / kVectors, col = i % kVectors * 4;
     const bool valid = offsets[row] >= 0 && col < head_dim;
-    StoreVector(&tile[row][col],
-                valid ? LoadVector(source + offsets[row] + col) : Vector<float>{});
+    StoreVector(&tile[row][col], valid ? LoadVector(source + offsets[row] + col) : Vector<float>{});
   }
 }
 

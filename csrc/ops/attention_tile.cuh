@@ -8,8 +8,8 @@
 
 namespace eet {
 
-// Queries [token, token + count) of one head. Dense blocks stay within a batch row; packed ones take
-// tokens as they come.
+// Queries [token, token + count) of one head. Dense blocks stay within a batch row; packed ones
+// take tokens as they come.
 struct QueryBlock {
   int64_t token, head, kv_head;
   int count;
@@ -45,11 +45,6 @@ struct Segment {
 
   __device__ bool Contains(int query) const { return query >= first && query < last; }
 };
-
-__device__ inline KeyRange Union(KeyRange a, KeyRange b) {
-  if (a.empty()) return b;
-  return b.empty() ? a : KeyRange{min(a.begin, b.begin), max(a.end, b.end)};
-}
 
 // The union over a warp.
 __device__ inline KeyRange WarpUnion(KeyRange keys) {

@@ -20,29 +20,32 @@ constexpr int kGroup = kChunk * kGroupChunks;
 constexpr int kTileStride = 20;  // floats per token of a tile of sums: no bank conflicts, and even
 constexpr int kTileFloats = kTokens * kTileStride;
 
-// Where a warp finds its operands.
-template <typename T, int kWarps>
+// Where a lane finds its operands.
+template <typename T, int kOutTiles, int kWarps>
 struct LinearColumns {
-  const T* kernel;  // the block's first output's row
-  const T* x;       // the block's first token
-  int in;
-  int outs, tokens;  // that exist, counted from the first
-  int warp, lane;
+  const T* kernel[kOutTiles][2];  // its rows
+  const T* x;                     // its token of the first tile
+  int in, tokens;                 // columns; tokens that exist from its own on
+  int first;                      // its first column of the warp's first chunk
 
-  // The lane's first column of the warp's chunk `index`.
+  __device__ LinearColumns(const T* kernel_rows, const T* tokens_rows, int64_t cols, int outs,
+                           int token_count) {
+    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+#pragma unroll
+    for (int i = 0; i < kOutTiles * 2; ++i) {
+      // Outputs that do not exist get the last one's weights; nobody reads their sums.
+      const int row = min(i * kOuts / 2 + lane / 4, outs - 1);
+      kernel[i / 2][i % 2] = kernel_rows + row * cols;
+    }
+    x = tokens_rows + lane / 4 * cols;
+    in = int(cols);
+    tokens = token_count - lane / 4;
+    first = warp * kGroup + lane % 4 * 8;
+  }
+
+  // The lane's first column of the warp's chunk `index`, the first of a stage.
   __device__ int At(int index) const {
-    const int group = index / kGroupChunks * kWarps + warp;
-    return group * kGroup + index % kGroupChunks * kChunk + lane % 4 * 8;
-  }
-
-  // Outputs that do not exist get the last one's weights; nobody reads their sums.
-  __device__ uint4 Weights(int out, int col) const {
-    return LoadStreamed(kernel + int64_t{min(out + lane / 4, outs - 1)} * in + col, col < in);
-  }
-
-  __device__ uint4 Tokens(int token, int col) const {
-    const int at = token + lane / 4;
-    return LoadReused(x + int64_t{at} * in + col, at < tokens && col < in);
+    return first + index / kGroupChunks * (kWarps * kGroup) + index % kGroupChunks * kChunk;
   }
 };
 
@@ -50,34 +53,36 @@ struct LinearColumns {
 // there is one tile of tokens, its part of x.
 template <typename T, int kTokenTiles, int kOutTiles, int kWarps>
 struct LinearStage {
+  using Columns = LinearColumns<T, kOutTiles, kWarps>;
   static constexpr int kChunks = kGroupChunks / kOutTiles;
   static constexpr bool kHasTokens = kTokenTiles == 1;
 
   uint4 weights[kChunks][kOutTiles][2];
   uint4 tokens[kHasTokens ? kChunks : 1];
 
-  __device__ __forceinline__ void Load(const LinearColumns<T, kWarps>& columns, int first) {
+  __device__ __forceinline__ void Load(const Columns& columns, int first) {
+    const int col = columns.At(first);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      const int col = columns.At(first + i);
+      const bool exists = col + i * kChunk < columns.in;
 #pragma unroll
       for (int tile = 0; tile < kOutTiles; ++tile) {
-        weights[i][tile][0] = columns.Weights(tile * kOuts, col);
-        weights[i][tile][1] = columns.Weights(tile * kOuts + kOuts / 2, col);
+        weights[i][tile][0] = LoadStreamed(columns.kernel[tile][0] + col + i * kChunk, exists);
+        weights[i][tile][1] = LoadStreamed(columns.kernel[tile][1] + col + i * kChunk, exists);
       }
-      if constexpr (kHasTokens) tokens[i] = columns.Tokens(0, col);
+      if constexpr (kHasTokens) tokens[i] = LoadTokens(columns, 0, col + i * kChunk);
     }
   }
 
-  __device__ __forceinline__ void Multiply(const LinearColumns<T, kWarps>& columns, int first,
+  __device__ __forceinline__ void Multiply(const Columns& columns, int first,
                                            float (&sums)[kOutTiles][kTokenTiles][4]) const {
+    const int col = columns.At(first);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
       uint4 chunk[kTokenTiles];
 #pragma unroll
       for (int tile = 0; tile < kTokenTiles; ++tile) {
-        chunk[tile] =
-            kHasTokens ? tokens[i] : columns.Tokens(tile * kTokens, columns.At(first + i));
+        chunk[tile] = kHasTokens ? tokens[i] : LoadTokens(columns, tile, col + i * kChunk);
       }
 #pragma unroll
       for (int tile = 0; tile < kTokenTiles; ++tile) {
@@ -87,6 +92,12 @@ struct LinearStage {
         }
       }
     }
+  }
+
+  static __device__ __forceinline__ uint4 LoadTokens(const Columns& columns, int tile, int col) {
+    const int token = tile * kTokens;
+    return LoadReused(columns.x + int64_t{token} * columns.in + col,
+                      token < columns.tokens && col < columns.in);
   }
 
   // A lane's eight consecutive columns are columns 2t, 2t + 1, 2t + 8 and 2t + 9 of two products
@@ -127,14 +138,10 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kWarps == 8 && kOutTiles ==
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t first_out = int64_t{blockIdx.x} * kOutTiles * kOuts;
   const int64_t first_token = int64_t{blockIdx.y} * kTokenTiles * kTokens;
-  const LinearColumns<T, kWarps> columns{
-      .kernel = args.kernel + first_out * args.in,
-      .x = args.x + first_token * args.in,
-      .in = int(args.in),
-      .outs = int(min(args.out - first_out, int64_t{kOutTiles * kOuts})),
-      .tokens = int(min(args.rows - first_token, int64_t{kTokenTiles * kTokens})),
-      .warp = warp,
-      .lane = lane};
+  const LinearColumns<T, kOutTiles, kWarps> columns(
+      args.kernel + first_out * args.in, args.x + first_token * args.in, args.in,
+      int(min(args.out - first_out, int64_t{kOutTiles * kOuts})),
+      int(min(args.rows - first_token, int64_t{kTokenTiles * kTokens})));
   const int groups = (columns.in + kGroup - 1) / kGroup;
   const int chunks = (groups + kWarps - 1) / kWarps * kGroupChunks;
 

@@ -28,6 +28,13 @@ struct KeyRange {
   EET_HOST_DEVICE bool Contains(int key) const { return key >= begin && key < end; }
 };
 
+// The smallest range that holds both.
+EET_HOST_DEVICE KeyRange Union(KeyRange a, KeyRange b) {
+  if (a.empty()) return b;
+  if (b.empty()) return a;
+  return {a.begin < b.begin ? a.begin : b.begin, a.end > b.end ? a.end : b.end};
+}
+
 // The keys that the query at `position` sees of `length`; window 0: none.
 EET_HOST_DEVICE KeyRange VisibleKeys(int position, int64_t length, int64_t window, bool causal) {
   const int64_t last = int64_t{position} + 1;
