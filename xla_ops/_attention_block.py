@@ -45,12 +45,6 @@ def attention_block(
     Raises:
         ValueError: if shapes do not fit; TypeError: if dtypes do not.
     """
-    if implementation == "reference":
-        y, k, v = attention_block_reference(
-            x, weights, cache, tokens, layer=layer, options=options, residual=residual
-        )
-        return y, k, v, workspace
-    _ffi.choose(implementation, _attention_block, attention_block_reference)
     operands = [
         x,
         _ffi.optional(residual, x.dtype),
@@ -58,7 +52,16 @@ def attention_block(
         *_layer.cache_operands(cache, tokens),
         workspace,
     ]
-    y, k, v, workspace = _attention_block(*operands, **options.attributes(layer))
+
+    def reference(*operands: jax.Array, **attributes: Any) -> Any:
+        _abstract(*operands, **attributes)
+        results = attention_block_reference(
+            x, weights, cache, tokens, layer=layer, options=options, residual=residual
+        )
+        return *results, workspace
+
+    block = _ffi.choose(implementation, _attention_block, reference)
+    y, k, v, workspace = block(*operands, **options.attributes(layer))
     return y, k, v, workspace
 
 
@@ -76,9 +79,10 @@ def attention_block_reference(
     kv_heads, _, head_dim = cache.k.shape[2:]
     normed = _layer.norm_reference(x, w.norm_scale, w.norm_bias, options)
     qkv = linear_reference(normed, w.qkv_kernel, w.qkv_bias)
-    qkv = qkv.reshape(x.shape[0], kv_heads, -1, head_dim)
+    heads = w.o_kernel.shape[1] // head_dim
+    qkv = qkv.reshape(x.shape[0], kv_heads, heads // kv_heads + 2, head_dim)
     q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
-    q = q.reshape(x.shape[0], -1, head_dim)
+    q = q.reshape(x.shape[0], heads, head_dim)
     if w.q_norm is not None:
         q = rms_norm_reference(q, w.q_norm, eps=options.eps)
     if w.k_norm is not None:
@@ -101,14 +105,16 @@ def attention_block_reference(
         alibi_slopes=tokens.alibi_slopes,
         scale=options.scale,
     )
-    attended = attended.reshape(x.shape[0], -1)
+    attended = attended.reshape(x.shape[0], heads * head_dim)
     return linear_reference(attended, w.o_kernel, w.o_bias, residual=residual), k_pages, v_pages
 
 
-def _abstract(x: Any, residual: Any, *rest: Any, layer: int, **_: Any) -> list[_ffi.Result]:
+def _abstract(
+    x: Any, residual: Any, *rest: Any, layer: int, norm: int, **_: Any
+) -> list[_ffi.Result]:
     weights, cache, workspace = rest[:8], rest[8:15], rest[15]
     _layer.check_stream("x", x)
-    _layer.check_attention(weights, cache, x, layer)
+    _layer.check_attention(weights, cache, x, layer, norm=norm)
     _layer.check_optional_weight("residual", residual, x.shape, x.dtype)
     _ffi.check_shape("x", x, (cache[3].shape[0], x.shape[1]))
     _layer.check_workspace(workspace)

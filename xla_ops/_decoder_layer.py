@@ -39,12 +39,6 @@ def decoder_layer(
     Raises:
         ValueError: if shapes do not fit; TypeError: if dtypes do not.
     """
-    if implementation == "reference":
-        x, k, v = decoder_layer_reference(
-            x, attention, mlp, cache, tokens, layer=layer, options=options
-        )
-        return x, k, v, workspace
-    _ffi.choose(implementation, _decoder_layer, decoder_layer_reference)
     operands = [
         x,
         *_layer.flatten(attention, x.dtype),
@@ -52,7 +46,16 @@ def decoder_layer(
         *_layer.cache_operands(cache, tokens),
         workspace,
     ]
-    x, k, v, workspace = _decoder_layer(*operands, **options.attributes(layer))
+
+    def reference(*operands: jax.Array, **attributes: Any) -> Any:
+        _abstract(*operands, **attributes)
+        results = decoder_layer_reference(
+            x, attention, mlp, cache, tokens, layer=layer, options=options
+        )
+        return *results, workspace
+
+    run = _ffi.choose(implementation, _decoder_layer, reference)
+    x, k, v, workspace = run(*operands, **options.attributes(layer))
     return x, k, v, workspace
 
 
@@ -80,11 +83,13 @@ def decoder_layer_reference(
     return x.at[:count].set(y), k, v
 
 
-def _abstract(x: Any, *rest: Any, layer: int, gated: bool, **_: Any) -> list[_ffi.Result]:
+def _abstract(
+    x: Any, *rest: Any, layer: int, norm: int, gated: bool, **_: Any
+) -> list[_ffi.Result]:
     attention, mlp, cache, workspace = rest[:8], rest[8:14], rest[14:21], rest[21]
     _layer.check_stream("x", x)
-    _layer.check_attention(attention, cache, x, layer)
-    _layer.check_mlp(mlp, x, layer, gated=gated)
+    _layer.check_attention(attention, cache, x, layer, norm=norm)
+    _layer.check_mlp(mlp, x, layer, norm=norm, gated=gated)
     if x.shape[0] < cache[3].shape[0]:
         raise ValueError(f"x must have at least {cache[3].shape[0]} rows, got {x.shape[0]}")
     _layer.check_workspace(workspace)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from xla_ops import _ffi, _library
+from xla_ops._attention_checks import MAX_HEAD_DIM
 from xla_ops._layer_norm import layer_norm_reference
-from xla_ops._linear import ACTIVATIONS
+from xla_ops._linear import activation_index
 from xla_ops._rms_norm import rms_norm_reference
 
 NORMS = ("rms", "layer")
@@ -85,6 +88,9 @@ class LayerOptions:
         parallel_residual: both blocks read the layer's input.
         decode: one token per row: weights are read at bandwidth, keys split over the GPU.
         pooled: on the GPU, raise unless the cache and the workspace lie in a ``BufferPool``.
+
+    Raises:
+        ValueError: for names that are unknown and numbers out of range.
     """
 
     norm: str = "rms"
@@ -98,12 +104,21 @@ class LayerOptions:
     decode: bool = False
     pooled: bool = False
 
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {NORMS}, got {self.norm!r}")
+        activation_index(self.activation)
+        if not 0 <= self.soft_cap < math.inf:
+            raise ValueError(f"soft_cap must be at least 0 and finite, got {self.soft_cap}")
+        if self.window < 0:
+            raise ValueError(f"window must be at least 0, got {self.window}")
+
     def attributes(self, layer: int) -> dict[str, Any]:
         """What the handlers take."""
         return dataclasses.asdict(self) | {
-            "layer": layer,
+            "layer": operator.index(layer),
             "norm": NORMS.index(self.norm),
-            "activation": ACTIVATIONS.index(self.activation),
+            "activation": activation_index(self.activation),
             "eps": float(self.eps),
             "scale": float(self.scale),
             "soft_cap": float(self.soft_cap),
@@ -175,9 +190,11 @@ def cache_operands(cache: KvCache, tokens: Tokens) -> list[jax.Array]:
     ]
 
 
-def check_norm(scale: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    """Checks the operands of a norm."""
+def check_norm(norm: int, scale: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Checks the operands of a norm, whose kind is given by its place in ``NORMS``."""
     check_weight("norm_scale", scale, shape, dtype)
+    if NORMS[norm] == "rms" and bias.shape != (0,):
+        raise ValueError(f'norm_bias must be None with norm "rms", got shape {bias.shape}')
     check_optional_weight("norm_bias", bias, shape, dtype)
 
 
@@ -199,27 +216,38 @@ def check_layer(layer: int, layers: int) -> None:
         raise ValueError(f"layer must be between 0 and {layers - 1}, got {layer}")
 
 
-def check_attention(weights: Any, cache: Any, x: Any, layer: int) -> None:
+def check_cache(k: Any, v: Any, dtype: Any) -> None:
+    """Checks keys and values of all layers."""
+    if k.ndim != 5 or k.size == 0:
+        raise ValueError(
+            "k must have shape [layers, pages, kv_heads, page_size, head_dim] and not be empty, "
+            f"got {k.shape}"
+        )
+    if k.shape[4] % 8 or k.shape[4] > MAX_HEAD_DIM:
+        raise ValueError(
+            f"head_dim must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {k.shape[4]}"
+        )
+    _ffi.check_dtype("k", k, dtype)
+    check_weight("v", v, k.shape, dtype)
+
+
+def check_attention(weights: Any, cache: Any, x: Any, layer: int, *, norm: int) -> None:
     """Checks the operands of the attention block, given flat, against each other."""
     norm_scale, norm_bias, qkv_kernel, qkv_bias, q_norm, k_norm, o_kernel, o_bias = weights
     k, v, page_table, rows, positions, rotary, alibi = cache
-    if k.ndim != 5:
-        raise ValueError(
-            f"k must have shape [layers, pages, kv_heads, page_size, head_dim], got {k.shape}"
-        )
-    layers, _, kv_heads, _, head_dim = k.shape
     hidden, dtype = x.shape[-1], x.dtype
+    check_cache(k, v, dtype)
+    layers, _, kv_heads, _, head_dim = k.shape
     check_layer(layer, layers)
-    check_weight("v", v, k.shape, dtype)
-    _ffi.check_dtype("k", k, dtype)
-    if o_kernel.ndim != 3 or o_kernel.shape[2] % (kv_heads * head_dim):
+    size = o_kernel.shape[2] if o_kernel.ndim == 3 else 0
+    if size == 0 or size % (kv_heads * head_dim):
         raise ValueError(
             f"o_kernel must have shape [layers, hidden, heads * {head_dim}] with heads a multiple "
             f"of {kv_heads}, got {o_kernel.shape}"
         )
-    heads = o_kernel.shape[2] // head_dim
+    heads = size // head_dim
     qkv = (heads + 2 * kv_heads) * head_dim
-    check_norm(norm_scale, norm_bias, (layers, hidden), dtype)
+    check_norm(norm, norm_scale, norm_bias, (layers, hidden), dtype)
     check_weight("qkv_kernel", qkv_kernel, (layers, qkv, hidden), dtype)
     check_optional_weight("qkv_bias", qkv_bias, (layers, qkv), dtype)
     check_optional_weight("q_norm", q_norm, (layers, head_dim), dtype)
@@ -233,8 +261,10 @@ def check_tokens(
     page_table: Any, rows: Any, positions: Any, rotary: Any, alibi: Any, heads: int, head_dim: int
 ) -> None:
     """Checks page table and tokens."""
-    if page_table.ndim != 2:
-        raise ValueError(f"page_table must have shape [batch, max_pages], got {page_table.shape}")
+    if page_table.ndim != 2 or page_table.size == 0:
+        raise ValueError(
+            f"page_table must have shape [batch, max_pages] and not be empty, got {page_table.shape}"
+        )
     if rows.ndim != 1:
         raise ValueError(f"rows must have shape [tokens], got {rows.shape}")
     for name, array in (("page_table", page_table), ("rows", rows), ("positions", positions)):
@@ -251,7 +281,7 @@ def check_tokens(
     check_optional_weight("alibi_slopes", alibi, (heads,), jnp.float32)
 
 
-def check_mlp(weights: Any, x: Any, layer: int, *, gated: bool) -> None:
+def check_mlp(weights: Any, x: Any, layer: int, *, norm: int, gated: bool) -> None:
     """Checks the weights of the feed-forward block, given flat."""
     norm_scale, norm_bias, up_kernel, up_bias, down_kernel, down_bias = weights
     hidden, dtype = x.shape[-1], x.dtype
@@ -262,7 +292,7 @@ def check_mlp(weights: Any, x: Any, layer: int, *, gated: bool) -> None:
     layers, _, intermediate = down_kernel.shape
     check_layer(layer, layers)
     up = 2 * intermediate if gated else intermediate
-    check_norm(norm_scale, norm_bias, (layers, hidden), dtype)
+    check_norm(norm, norm_scale, norm_bias, (layers, hidden), dtype)
     check_weight("up_kernel", up_kernel, (layers, up, hidden), dtype)
     check_optional_weight("up_bias", up_bias, (layers, up), dtype)
     check_weight("down_kernel", down_kernel, (layers, hidden, intermediate), dtype)

@@ -37,17 +37,20 @@ def mlp_block(
     Raises:
         ValueError: if shapes do not fit; TypeError: if dtypes do not.
     """
-    if implementation == "reference":
-        y = mlp_block_reference(x, weights, layer=layer, options=options, residual=residual)
-        return y, workspace
-    _ffi.choose(implementation, _mlp_block, mlp_block_reference)
     operands = [
         x,
         _ffi.optional(residual, x.dtype),
         *_layer.flatten(weights, x.dtype),
         workspace,
     ]
-    y, workspace = _mlp_block(*operands, **options.attributes(layer))
+
+    def reference(*operands: jax.Array, **attributes: Any) -> Any:
+        _abstract(*operands, **attributes)
+        y = mlp_block_reference(x, weights, layer=layer, options=options, residual=residual)
+        return y, workspace
+
+    block = _ffi.choose(implementation, _mlp_block, reference)
+    y, workspace = block(*operands, **options.attributes(layer))
     return y, workspace
 
 
@@ -73,11 +76,11 @@ def mlp_block_reference(
 
 
 def _abstract(
-    x: Any, residual: Any, *rest: Any, layer: int, gated: bool, **_: Any
+    x: Any, residual: Any, *rest: Any, layer: int, norm: int, gated: bool, **_: Any
 ) -> list[_ffi.Result]:
     weights, workspace = rest[:6], rest[6]
     _layer.check_stream("x", x)
-    _layer.check_mlp(weights, x, layer, gated=gated)
+    _layer.check_mlp(weights, x, layer, norm=norm, gated=gated)
     _layer.check_optional_weight("residual", residual, x.shape, x.dtype)
     _layer.check_workspace(workspace)
     return _layer.same(x, workspace)

@@ -22,6 +22,10 @@ static ffi::Error DecoderLayerHandler(Stream stream, ffi::RemainingArgs args,
         operands, DecoderLayerWorkspace<T>(attention.sizes, mlp.sizes, attrs.parallel_residual,
                                            attrs.path()));
     if (!workspace) return workspace.error();
+    if (ffi::Error error = CheckPiece("x", x, *results.get<ffi::AnyBuffer>(0), false);
+        error.failure()) {
+      return error;
+    }
     if (ffi::Error error = CheckState(args, results, attrs); error.failure()) return error;
     if (attention.sizes.tokens > 0) {
       DecoderLayer(stream, attention, mlp, attrs.parallel_residual, *workspace);

@@ -25,9 +25,10 @@ template <typename T>
 void KvAppend(Stream stream, const KvAppendArgs<T>& args);
 
 // The index of head 0 of a token among the [pages, kv_heads, page_size] places of a layer, or -1 if
-// it has none. Page 0 stands for pages that are not assigned: writing it would race.
-template <typename T>
-EET_HOST_DEVICE int64_t CacheSlot(const KvAppendArgs<T>& args, int64_t token) {
+// it has none. Page 0 stands for pages that are not assigned: writing it would race. Args tells
+// where tokens go, as KvAppendArgs does.
+template <typename Args>
+EET_HOST_DEVICE int64_t CacheSlot(const Args& args, int64_t token) {
   const int64_t row = args.rows[token], position = args.positions[token];
   if (row < 0 || row >= args.batch || position < 0) return -1;
   if (position >= args.max_pages * args.page_size) return -1;

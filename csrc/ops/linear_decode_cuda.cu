@@ -70,7 +70,7 @@ struct LinearStage {
         weights[i][tile][0] = LoadStreamed(columns.kernel[tile][0] + col + i * kChunk, exists);
         weights[i][tile][1] = LoadStreamed(columns.kernel[tile][1] + col + i * kChunk, exists);
       }
-      if constexpr (kHasTokens) tokens[i] = LoadTokens(columns, 0, col + i * kChunk);
+      if constexpr (kHasTokens) tokens[i] = LoadTokens(columns, 0, col, i * kChunk);
     }
   }
 
@@ -82,7 +82,7 @@ struct LinearStage {
       uint4 chunk[kTokenTiles];
 #pragma unroll
       for (int tile = 0; tile < kTokenTiles; ++tile) {
-        chunk[tile] = kHasTokens ? tokens[i] : LoadTokens(columns, tile, col + i * kChunk);
+        chunk[tile] = kHasTokens ? tokens[i] : LoadTokens(columns, tile, col, i * kChunk);
       }
 #pragma unroll
       for (int tile = 0; tile < kTokenTiles; ++tile) {
@@ -94,10 +94,11 @@ struct LinearStage {
     }
   }
 
-  static __device__ __forceinline__ uint4 LoadTokens(const Columns& columns, int tile, int col) {
+  static __device__ __forceinline__ uint4 LoadTokens(const Columns& columns, int tile, int col,
+                                                     int offset) {
     const int token = tile * kTokens;
-    return LoadReused(columns.x + int64_t{token} * columns.in + col,
-                      token < columns.tokens && col < columns.in);
+    return LoadReused(columns.x + int64_t{token} * columns.in + col + offset,
+                      token < columns.tokens && col + offset < columns.in);
   }
 
   // A lane's eight consecutive columns are columns 2t, 2t + 1, 2t + 8 and 2t + 9 of two products

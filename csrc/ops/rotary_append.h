@@ -6,6 +6,7 @@
 
 #include "core/stream.h"
 #include "core/types.h"
+#include "ops/kv_append.h"
 
 namespace eet {
 
@@ -27,17 +28,5 @@ struct RotaryAppendArgs {
 
 template <typename T>
 void RotaryAppend(Stream stream, const RotaryAppendArgs<T>& args);
-
-// Where the key and value of token t go: their row's slot in the layer's pages, or -1 for nowhere.
-template <typename T>
-EET_HOST_DEVICE int64_t CacheSlot(const RotaryAppendArgs<T>& args, int64_t token) {
-  const int64_t row = args.rows[token], position = args.positions[token];
-  if (row < 0 || row >= args.batch || position < 0) return -1;
-  const int64_t entry = position / args.page_size;
-  if (entry >= args.max_pages) return -1;
-  const int64_t page = args.page_table[row * args.max_pages + entry];
-  if (page <= 0 || page >= args.pages) return -1;
-  return page * args.kv_heads * args.page_size + position % args.page_size;
-}
 
 }  // namespace eet

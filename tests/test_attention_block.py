@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from blocks import (
+    CASES,
+    DECODE,
+    EVERYTHING,
+    LAYER,
+    Case,
+    assert_kept,
+    make_operands,
+    make_tokens,
+    options,
+    replace,
+)
+from conftest import assert_close, custom_calls, float64, random
+from naive_blocks import naive_attention_block
+
+from xla_ops import LayerOptions, attention_block
+
+PATHS = {"prefill": False, "decode": True}
+IMPLEMENTATIONS = ("native", "reference")
+
+
+def run(given, options, *, residual=None, layer=LAYER, implementation=None):
+    block = functools.partial(
+        attention_block, layer=layer, options=options, implementation=implementation
+    )
+    arguments = (given.x, given.attention, given.cache, given.tokens, given.workspace)
+    return jax.jit(block)(*arguments, residual=residual)[:3]
+
+
+def check(rng, case, dtype, implementation, *, scale):
+    """Compares a block with float64; it has a residual where it has biases."""
+    given = make_operands(rng, case, dtype)
+    residual = random(rng, given.x.shape, dtype) if case.bias else None
+    y, k, v = run(given, case.options, residual=residual, implementation=implementation)
+    assert y.dtype == given.x.dtype
+    want = naive_attention_block(
+        float64(given.x), given.attention, given.cache, given.tokens, case.options,
+        0.0 if residual is None else float64(residual),
+    )  # fmt: skip
+    for a, b in zip((y, k, v), want, strict=True):
+        assert_close(a, b, scale=scale)
+    assert_kept(case, given, k, v)
+
+
+@pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_matches_float64(rng, case, decode):
+    check(rng, case.having(decode=decode), "float32", "native", scale=5.0)
+
+
+@pytest.mark.parametrize("name", ["plain", "layer_norm", "partial_rotary", "alibi", "window"])
+def test_reference_matches_float64(rng, name):
+    check(rng, CASES[name], "float32", "reference", scale=5.0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
+def test_dtypes(rng, dtype, decode, implementation):
+    check(rng, EVERYTHING.having(decode=decode), dtype, implementation, scale=5.0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
+def test_padding_attends_to_nothing(rng, dtype, decode, implementation):
+    case = Case(options(decode=decode), bias=True)
+    given = make_operands(rng, case, dtype, [(-1, 0, 3), (3, 0, 1), (-5, 7, 1)])
+    residual = random(rng, given.x.shape, dtype)
+    y, k, v = run(given, case.options, residual=residual, implementation=implementation)
+    assert given.attention.o_bias is not None
+    assert_close(y, float64(residual) + float64(given.attention.o_bias)[LAYER])
+    np.testing.assert_array_equal(np.asarray(k), np.asarray(given.cache.k))
+    np.testing.assert_array_equal(np.asarray(v), np.asarray(given.cache.v))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
+def test_no_tokens(rng, decode, implementation):
+    case = Case(options(decode=decode))
+    given = make_operands(rng, case, spans=[(0, 0, 0)])
+    y, k, _ = run(given, case.options, implementation=implementation)
+    assert y.shape == (0, case.hidden)
+    np.testing.assert_array_equal(k, given.cache.k)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_unassigned_pages_are_not_written(rng, implementation):
+    case = Case()
+    given = make_operands(rng, case, spans=[(0, 6, 4)])
+    given = replace(given, "cache.page_table", lambda table: table.at[0, 1].set(0))
+    _, k, _ = run(given, case.options, implementation=implementation)
+    before = np.asarray(given.cache.k)
+    changed = np.any(np.asarray(k) != before, axis=(0, 2, 4))
+    assert set(zip(*np.nonzero(changed), strict=True)) == {
+        (int(given.cache.page_table[0, 0]), slot) for slot in (6, 7)
+    }
+
+
+@pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
+def test_layer_picks_its_slice(rng, decode):
+    case = EVERYTHING.having(decode=decode)
+    given = make_operands(rng, case)
+    for layer in range(2):
+        one = jax.tree.map(lambda stack: stack[layer : layer + 1], given.attention)  # noqa: B023
+        cache = given.cache._replace(k=given.cache.k[layer][None], v=given.cache.v[layer][None])
+        y, k, v = run(given, case.options, layer=layer)
+        alone = run(given._replace(attention=one, cache=cache), case.options, layer=0)
+        for a, b in zip((y, k[layer], v[layer]), (alone[0], alone[1][0], alone[2][0]), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_decoded_row_does_not_depend_on_its_neighbours(rng, dtype):
+    case = EVERYTHING.having(decode=True)
+    given = make_operands(rng, case, dtype)
+    y, _, _ = run(given, case.options)
+    for token, span in enumerate(DECODE):
+        alone = given._replace(x=given.x[token][None], tokens=make_tokens(case, [span]))
+        np.testing.assert_array_equal(run(alone, case.options)[0][0], y[token])
+
+
+def split_heads(weights, cache, part):
+    """Weights and cache of half of two KV heads, without the bias of the sum."""
+    rows, cols = weights.qkv_kernel.shape[1] // 2, weights.o_kernel.shape[2] // 2
+    qkv, attended = slice(part * rows, part * rows + rows), slice(part * cols, part * cols + cols)
+    half = weights._replace(
+        qkv_kernel=weights.qkv_kernel[:, qkv],
+        qkv_bias=weights.qkv_bias[:, qkv],
+        o_kernel=weights.o_kernel[:, :, attended],
+        o_bias=None,
+    )
+    return half, cache._replace(k=cache.k[:, :, [part]], v=cache.v[:, :, [part]])
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
+def test_halves_of_the_heads_add_up(rng, decode, implementation):
+    case = Case(options(decode=decode), bias=True, qk_norm=True)
+    given = make_operands(rng, case)
+    residual = random(rng, given.x.shape, "float32")
+    y, k, v = run(given, case.options, residual=residual)
+    total = float64(residual) + float64(given.attention.o_bias)[LAYER]
+    for part in range(2):
+        weights, cache = split_heads(given.attention, given.cache, part)
+        half = given._replace(attention=weights, cache=cache)
+        partial, half_k, half_v = run(half, case.options, implementation=implementation)
+        total += float64(partial)
+        assert_close(half_k, float64(k)[:, :, [part]], scale=5.0)
+        assert_close(half_v, float64(v)[:, :, [part]], scale=5.0)
+    assert_close(y, total, scale=5.0)
+
+
+@pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
+def test_workspace_too_small(rng, decode):
+    case = Case(options(decode=decode))
+    given = make_operands(rng, case)
+    small = given._replace(workspace=given.workspace[:100])
+    with pytest.raises(
+        (jax.errors.JaxRuntimeError, ValueError),
+        match=r"workspace must have at least \d{4,} bytes, got 100",
+    ):
+        jax.block_until_ready(run(small, case.options))
+    assert np.all(np.isfinite(run(given, case.options)[0]))
+
+
+def test_refuses_transformations(rng):
+    given = make_operands(rng, Case())
+
+    def block(x):
+        arguments = (given.attention, given.cache, given.tokens, given.workspace)
+        return attention_block(x, *arguments, layer=0, options=LayerOptions())[0]
+
+    with pytest.raises(NotImplementedError, match=r"eet_attention_block .* jax\.vmap"):
+        jax.vmap(block)(given.x[None])
+    with pytest.raises(NotImplementedError, match="eet_attention_block cannot be differentiated"):
+        jax.grad(lambda x: jnp.sum(block(x)))(given.x)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize("case", [Case(), EVERYTHING.having(decode=True)], ids=["plain", "all"])
+def test_lowers_to_one_custom_call(rng, case, platform):
+    given = make_operands(rng, case)
+    block = functools.partial(attention_block, layer=0, options=case.options)
+    arguments = (given.x, given.attention, given.cache, given.tokens, given.workspace)
+    assert custom_calls(block, *arguments, platform=platform) == ["eet_attention_block"]
+
+
+def bfloat16(array):
+    return array.astype("bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "error", "match"),
+    [
+        ("x", lambda a: a[0], ValueError, r"x must have shape \[tokens, hidden\], got \(24,\)"),
+        ("x", lambda a: a[1:], ValueError, r"x must have shape \(22, 24\), got \(21, 24\)"),
+        ("x", lambda a: a.astype(int), TypeError, "x must have dtype float32, bfloat16, float16"),
+        ("x", lambda a: a[:, 1:], ValueError, r"norm_scale must have shape \(2, 23\), got"),
+        ("x", bfloat16, TypeError, "k must have dtype bfloat16, got float32"),
+        ("cache.k", lambda a: a[0], ValueError, r"k must have shape \[layers, pages, kv_heads"),
+        ("cache.k", lambda a: a[:, :0], ValueError, r"not be empty, got \(2, 0, 2, 8, 16\)"),
+        ("cache.k", lambda a: a[..., :7], ValueError, "head_dim must be a multiple of 8 .* got 7"),
+        ("cache.k", lambda a: jnp.zeros((2, 2, 2, 8, 264)), ValueError, "from 8 to 256, got 264"),
+        ("cache.k", bfloat16, TypeError, "k must have dtype float32, got bfloat16"),
+        ("cache.v", lambda a: a[:, 1:], ValueError, r"v must have shape \(2, 10, 2, 8, 16\), got"),
+        ("cache.v", bfloat16, TypeError, "v must have dtype float32, got bfloat16"),
+        ("cache.page_table", lambda a: a[0], ValueError, r"page_table must have shape \[batch, ma"),
+        ("cache.page_table", lambda a: a[:0], ValueError, r"not be empty, got \(0, 3\)"),
+        ("cache.page_table", lambda a: a * 1.0, TypeError, "page_table must have dtype int32"),
+        ("tokens.rows", lambda a: a[None], ValueError, r"rows must have shape \[tokens\], got"),
+        ("tokens.rows", lambda a: a * 1.0, TypeError, "rows must have dtype int32, got float32"),
+        ("tokens.positions", lambda a: a[1:], ValueError, r"positions must have shape \(22,\)"),
+        ("tokens.positions", lambda a: a * 1.0, TypeError, "positions must have dtype int32"),
+        ("tokens.rotary_table", lambda a: a[0], ValueError, r"rotary_table must have shape \[tok"),
+        ("tokens.rotary_table", lambda a: a[:, :0], ValueError, r"\[tokens, 1..8, 2\], got \(22,"),
+        ("tokens.rotary_table", lambda a: jnp.ones((22, 9, 2)), ValueError, r"got \(22, 9, 2\)"),
+        ("tokens.rotary_table", lambda a: a[1:], ValueError, r"must have shape \(22, 8, 2\), got"),
+        ("tokens.rotary_table", bfloat16, TypeError, "rotary_table must have dtype float32, got"),
+        ("tokens.alibi_slopes", lambda a: a[1:], ValueError, r"alibi_slopes must have shape \(4,"),
+        ("tokens.alibi_slopes", bfloat16, TypeError, "alibi_slopes must have dtype float32, got"),
+        ("workspace", lambda a: a[None], ValueError, r"workspace must have shape \[bytes\], got"),
+        ("workspace", lambda a: a.astype("int8"), TypeError, "workspace must have dtype uint8"),
+    ],
+)
+def test_operand_errors(rng, path, change, error, match):
+    given = make_operands(rng, Case(options(norm="layer"), alibi=True))
+    given = replace(given, path, change)
+    for implementation in IMPLEMENTATIONS:
+        with pytest.raises(error, match=match):
+            run(given, options(norm="layer"), implementation=implementation)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    {
+        "norm_scale": r"\(2, 24\)",
+        "norm_bias": r"\(2, 24\)",
+        "qkv_kernel": r"\(2, 128, 24\)",
+        "qkv_bias": r"\(2, 128\)",
+        "q_norm": r"\(2, 16\)",
+        "k_norm": r"\(2, 16\)",
+        "o_bias": r"\(2, 24\)",
+    }.items(),
+)
+def test_weight_errors(rng, name, shape):
+    case = Case(options(norm="layer"), bias=True, qk_norm=True)
+    given, path = make_operands(rng, case), f"attention.{name}"
+    for implementation in IMPLEMENTATIONS:
+        block = functools.partial(run, options=case.options, implementation=implementation)
+        with pytest.raises(ValueError, match=f"{name} must have shape {shape}, got"):
+            block(replace(given, path, lambda a: a[:, 1:]))
+        with pytest.raises(TypeError, match=f"{name} must have dtype float32, got bfloat16"):
+            block(replace(given, path, bfloat16))
+
+
+def test_output_kernel_errors(rng):
+    given = make_operands(rng, Case())
+    for implementation in IMPLEMENTATIONS:
+        block = functools.partial(run, options=options(), implementation=implementation)
+        for cut in (lambda a: a[0], lambda a: a[:, :, :16], lambda a: a[:, :, :0]):
+            with pytest.raises(ValueError, match=r"o_kernel .* heads \* 16\] .* multiple of 2, got"):
+                block(replace(given, "attention.o_kernel", cut))
+        with pytest.raises(ValueError, match=r"o_kernel must have shape \(2, 24, 64\), got \(2, 2"):
+            block(replace(given, "attention.o_kernel", lambda a: a[:, 1:]))
+        with pytest.raises(TypeError, match="o_kernel must have dtype float32, got bfloat16"):
+            block(replace(given, "attention.o_kernel", bfloat16))
+
+
+def test_other_errors(rng):
+    given = make_operands(rng, Case())
+    for implementation in IMPLEMENTATIONS:
+        block = functools.partial(run, given, implementation=implementation)
+        for layer in (-1, 2):
+            with pytest.raises(ValueError, match=f"layer must be between 0 and 1, got {layer}"):
+                block(options(), layer=layer)
+        with pytest.raises(TypeError, match="integer"):
+            block(options(), layer=1.0)
+        with pytest.raises(ValueError, match=r"residual must have shape \(22, 24\), got \(21, 24"):
+            block(options(), residual=given.x[1:])
+        with pytest.raises(TypeError, match="residual must have dtype float32, got bfloat16"):
+            block(options(), residual=bfloat16(given.x))
+    with pytest.raises(ValueError, match="implementation must be"):
+        run(given, options(), implementation="fast")
+
+
+def test_rms_norm_takes_no_bias(rng):
+    given = make_operands(rng, Case(options(norm="layer"), bias=True))
+    for implementation in IMPLEMENTATIONS:
+        with pytest.raises(ValueError, match='norm_bias must be None with norm "rms", got shape'):
+            run(given, options(), implementation=implementation)
+
+
+def test_option_errors():
+    with pytest.raises(ValueError, match="norm must be one of .*rms.*layer.*, got 'batch'"):
+        LayerOptions(norm="batch")
+    with pytest.raises(ValueError, match="activation must be one of .*, got 'swish'"):
+        LayerOptions(activation="swish")
+    for value in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match=f"soft_cap must be at least 0 and finite, got {value}"):
+            LayerOptions(soft_cap=value)
+    with pytest.raises(ValueError, match="window must be at least 0, got -1"):
+        LayerOptions(window=-1)
