@@ -16,7 +16,6 @@ from xla_ops import (
     LayerOptions,
     MlpWeights,
     Tokens,
-    rotary_table,
     workspace_bytes,
 )
 
@@ -120,13 +119,14 @@ def make_tokens(case: Case, spans: Any) -> Tokens:
     """Tokens of ``(row, first position, tokens)`` one after the other."""
     rows = np.concatenate([np.full(count, row) for row, _, count in spans])
     positions = np.concatenate([start + np.arange(count) for _, start, count in spans])
-    frequencies = 10.0 ** -jnp.arange(case.pairs, dtype=jnp.float32) / 2
-    table = rotary_table(jnp.asarray(positions, jnp.int32), frequencies, scale=1.1)
+    angles = positions[:, None] * 3.0 ** -np.arange(case.pairs)
+    slopes = 0.1 * np.arange(1, case.heads + 1)
+    table = 1.1 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     return Tokens(
         rows=jnp.asarray(rows, jnp.int32),
         positions=jnp.asarray(positions, jnp.int32),
-        rotary_table=table if case.pairs else None,
-        alibi_slopes=-0.1 * jnp.arange(1.0, case.heads + 1) if case.alibi else None,
+        rotary_table=jnp.asarray(table, jnp.float32) if case.pairs else None,
+        alibi_slopes=jnp.asarray(slopes, jnp.float32) if case.alibi else None,
     )
 
 
@@ -177,7 +177,7 @@ def mlp_weights(rng: np.random.Generator, case: Case, dtype: str) -> MlpWeights:
 
 
 def kernel(rng: np.random.Generator, out: int, size: int, dtype: str) -> jax.Array:
-    return (random(rng, (2, out, size), "float32") / size**0.5).astype(dtype)
+    return jnp.asarray(rng.standard_normal((2, out, size)) / size**0.5, jnp.float32).astype(dtype)
 
 
 def vector(rng: np.random.Generator, present: bool, size: int, dtype: str) -> jax.Array | None:
@@ -206,8 +206,5 @@ def replace(given: Operands, path: str, change: Any) -> Operands:
     """``given`` with ``change`` applied to the array at ``path``, such as "cache.k"."""
     name, _, field = path.partition(".")
     value = getattr(given, name)
-    if field:
-        value = value._replace(**{field: change(getattr(value, field))})
-    else:
-        value = change(value)
-    return given._replace(**{name: value})
+    changed = value._replace(**{field: change(getattr(value, field))}) if field else change(value)
+    return given._replace(**{name: changed})

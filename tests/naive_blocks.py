@@ -51,8 +51,9 @@ def naive_attention_block(
     page_table, rows, positions = (np.asarray(a) for a in (cache.page_table, *tokens[:2]))
     kv_heads, page_size, head_dim = k.shape[2:]
     qkv = naive_norm(x, w.norm_scale, w.norm_bias, options) @ w.qkv_kernel.T + w.qkv_bias
-    heads = qkv.reshape(count, kv_heads, -1, head_dim)
-    q, new_k, new_v = heads[:, :, :-2].reshape(count, -1, head_dim), heads[:, :, -2], heads[:, :, -1]
+    qkv = qkv.reshape(count, kv_heads, -1, head_dim)
+    q = qkv[:, :, :-2].reshape(count, -1, head_dim)
+    new_k, new_v = qkv[:, :, -2], qkv[:, :, -1]
     rms = LayerOptions(eps=options.eps)
     if w.q_norm is not None:
         q = naive_norm(q, w.q_norm, 0.0, rms)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from xla_ops import _ffi, _layer
+from xla_ops import _ffi, _layer, _layer_checks
 from xla_ops._attention import attention_reference
 from xla_ops._kv_append import kv_append_reference
 from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, Tokens
@@ -113,12 +113,12 @@ def _abstract(
     x: Any, residual: Any, *rest: Any, layer: int, norm: int, **_: Any
 ) -> list[_ffi.Result]:
     weights, cache, workspace = rest[:8], rest[8:15], rest[15]
-    _layer.check_stream("x", x)
-    _layer.check_attention(weights, cache, x, layer, norm=norm)
-    _layer.check_optional_weight("residual", residual, x.shape, x.dtype)
+    _layer_checks.check_stream("x", x)
+    _layer_checks.check_attention(weights, cache, x, layer, norm=norm)
+    _layer_checks.check_optional_weight("residual", residual, x.shape, x.dtype)
     _ffi.check_shape("x", x, (cache[3].shape[0], x.shape[1]))
-    _layer.check_workspace(workspace)
-    return _layer.same(x, cache[0], cache[1], workspace)
+    _layer_checks.check_workspace(workspace)
+    return _layer_checks.same(x, cache[0], cache[1], workspace)
 
 
 _attention_block = _ffi.define_op("eet_attention_block", _abstract, aliases={10: 1, 11: 2, 17: 3})

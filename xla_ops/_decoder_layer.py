@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from xla_ops import _ffi, _layer
+from xla_ops import _ffi, _layer, _layer_checks
 from xla_ops._attention_block import attention_block_reference
 from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, MlpWeights, Tokens
 from xla_ops._mlp_block import mlp_block_reference
@@ -87,13 +87,13 @@ def _abstract(
     x: Any, *rest: Any, layer: int, norm: int, gated: bool, **_: Any
 ) -> list[_ffi.Result]:
     attention, mlp, cache, workspace = rest[:8], rest[8:14], rest[14:21], rest[21]
-    _layer.check_stream("x", x)
-    _layer.check_attention(attention, cache, x, layer, norm=norm)
-    _layer.check_mlp(mlp, x, layer, norm=norm, gated=gated)
+    _layer_checks.check_stream("x", x)
+    _layer_checks.check_attention(attention, cache, x, layer, norm=norm)
+    _layer_checks.check_mlp(mlp, x, layer, norm=norm, gated=gated)
     if x.shape[0] < cache[3].shape[0]:
         raise ValueError(f"x must have at least {cache[3].shape[0]} rows, got {x.shape[0]}")
-    _layer.check_workspace(workspace)
-    return _layer.same(x, cache[0], cache[1], workspace)
+    _layer_checks.check_workspace(workspace)
+    return _layer_checks.same(x, cache[0], cache[1], workspace)
 
 
 _decoder_layer = _ffi.define_op("eet_decoder_layer", _abstract, aliases={0: 0, 15: 1, 16: 2, 22: 3})

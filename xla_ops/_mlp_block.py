@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from xla_ops import _ffi, _layer
+from xla_ops import _ffi, _layer, _layer_checks
 from xla_ops._layer import LayerOptions, MlpWeights
 from xla_ops._mlp import mlp_reference
 
@@ -79,11 +79,11 @@ def _abstract(
     x: Any, residual: Any, *rest: Any, layer: int, norm: int, gated: bool, **_: Any
 ) -> list[_ffi.Result]:
     weights, workspace = rest[:6], rest[6]
-    _layer.check_stream("x", x)
-    _layer.check_mlp(weights, x, layer, norm=norm, gated=gated)
-    _layer.check_optional_weight("residual", residual, x.shape, x.dtype)
-    _layer.check_workspace(workspace)
-    return _layer.same(x, workspace)
+    _layer_checks.check_stream("x", x)
+    _layer_checks.check_mlp(weights, x, layer, norm=norm, gated=gated)
+    _layer_checks.check_optional_weight("residual", residual, x.shape, x.dtype)
+    _layer_checks.check_workspace(workspace)
+    return _layer_checks.same(x, workspace)
 
 
 _mlp_block = _ffi.define_op("eet_mlp_block", _abstract, aliases={8: 1})

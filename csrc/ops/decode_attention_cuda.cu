@@ -13,6 +13,7 @@ static_assert(kMergeThreads >= kMaxSplits);
 template <typename T>
 __global__ void __launch_bounds__(kMergeThreads) MergeSplitsKernel(DecodeAttentionArgs<T> args) {
   __shared__ float factors[kMaxSplits];
+  WaitForPreviousKernel();
   const int thread = threadIdx.x;
   const int64_t token = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
   const int count = SplitsOf(args, token).count;
@@ -40,12 +41,12 @@ template <typename T, int kDim>
 static void LaunchSplits(Stream stream, const DecodeAttentionArgs<T>& args) {
   const dim3 grid = SplitGrid(args);
   if constexpr (std::is_same_v<T, float>) {
-    DecodeFmaKernel<kDim><<<grid, kDecodeFmaWarps * kWarpSize, 0, stream>>>(args);
+    LaunchEarly(DecodeFmaKernel<kDim>, grid, kDecodeFmaWarps * kWarpSize, 0, stream, args);
   } else {
     using Shape = StreamShape<kDim>;
     auto kernel = DecodeMmaKernel<T, kDim>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-    kernel<<<grid, Shape::kWarps * kWarpSize, Shape::kSharedBytes, stream>>>(args);
+    LaunchEarly(kernel, grid, Shape::kWarps * kWarpSize, Shape::kSharedBytes, stream, args);
   }
 }
 
@@ -61,7 +62,7 @@ void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args) {
   } else {
     LaunchSplits<T, 256>(stream, args);
   }
-  MergeSplitsKernel<<<args.tokens * args.heads, kMergeThreads, 0, stream>>>(args);
+  LaunchEarly(MergeSplitsKernel<T>, args.tokens * args.heads, kMergeThreads, 0, stream, args);
 }
 
 template void DecodeAttention(Stream, const DecodeAttentionArgs<float>&);

@@ -1,0 +1,140 @@
+"""What the fused blocks of a decoder layer ask of their operands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from xla_ops import _ffi
+from xla_ops._attention_checks import MAX_HEAD_DIM
+from xla_ops._layer import NORMS
+
+
+def check_norm(norm: int, scale: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Checks the operands of a norm, whose kind is given by its place in ``NORMS``."""
+    check_weight("norm_scale", scale, shape, dtype)
+    if NORMS[norm] == "rms" and bias.shape != (0,):
+        raise ValueError(f'norm_bias must be None with norm "rms", got shape {bias.shape}')
+    check_optional_weight("norm_bias", bias, shape, dtype)
+
+
+def check_weight(name: str, weight: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """Checks shape and dtype of a stacked weight."""
+    _ffi.check_shape(name, weight, shape)
+    _ffi.check_dtype(name, weight, dtype)
+
+
+def check_optional_weight(name: str, weight: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    """The same for a weight that may be absent."""
+    if weight.shape != (0,):
+        check_weight(name, weight, shape, dtype)
+
+
+def check_layer(layer: int, layers: int) -> None:
+    """Raises ValueError unless ``layer`` is one of ``layers``."""
+    if not 0 <= layer < layers:
+        raise ValueError(f"layer must be between 0 and {layers - 1}, got {layer}")
+
+
+def check_cache(k: Any, v: Any, dtype: Any) -> None:
+    """Checks keys and values of all layers."""
+    if k.ndim != 5 or k.size == 0:
+        raise ValueError(
+            "k must have shape [layers, pages, kv_heads, page_size, head_dim] and not be empty, "
+            f"got {k.shape}"
+        )
+    if k.shape[4] % 8 or k.shape[4] > MAX_HEAD_DIM:
+        raise ValueError(
+            f"head_dim must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {k.shape[4]}"
+        )
+    _ffi.check_dtype("k", k, dtype)
+    check_weight("v", v, k.shape, dtype)
+
+
+def check_attention(weights: Any, cache: Any, x: Any, layer: int, *, norm: int) -> None:
+    """Checks the operands of the attention block, given flat, against each other."""
+    norm_scale, norm_bias, qkv_kernel, qkv_bias, q_norm, k_norm, o_kernel, o_bias = weights
+    k, v, page_table, rows, positions, rotary, alibi = cache
+    hidden, dtype = x.shape[-1], x.dtype
+    check_cache(k, v, dtype)
+    layers, _, kv_heads, _, head_dim = k.shape
+    check_layer(layer, layers)
+    size = o_kernel.shape[2] if o_kernel.ndim == 3 else 0
+    if size == 0 or size % (kv_heads * head_dim):
+        raise ValueError(
+            f"o_kernel must have shape [layers, hidden, heads * {head_dim}] with heads a multiple "
+            f"of {kv_heads}, got {o_kernel.shape}"
+        )
+    heads = size // head_dim
+    qkv = (heads + 2 * kv_heads) * head_dim
+    check_norm(norm, norm_scale, norm_bias, (layers, hidden), dtype)
+    check_weight("qkv_kernel", qkv_kernel, (layers, qkv, hidden), dtype)
+    check_optional_weight("qkv_bias", qkv_bias, (layers, qkv), dtype)
+    check_optional_weight("q_norm", q_norm, (layers, head_dim), dtype)
+    check_optional_weight("k_norm", k_norm, (layers, head_dim), dtype)
+    check_weight("o_kernel", o_kernel, (layers, hidden, heads * head_dim), dtype)
+    check_optional_weight("o_bias", o_bias, (layers, hidden), dtype)
+    check_tokens(page_table, rows, positions, rotary, alibi, heads, head_dim)
+
+
+def check_tokens(
+    page_table: Any, rows: Any, positions: Any, rotary: Any, alibi: Any, heads: int, head_dim: int
+) -> None:
+    """Checks page table and tokens."""
+    if page_table.ndim != 2 or page_table.size == 0:
+        raise ValueError(
+            "page_table must have shape [batch, max_pages] and not be empty, "
+            f"got {page_table.shape}"
+        )
+    if rows.ndim != 1:
+        raise ValueError(f"rows must have shape [tokens], got {rows.shape}")
+    for name, array in (("page_table", page_table), ("rows", rows), ("positions", positions)):
+        _ffi.check_dtype(name, array, jnp.int32)
+    _ffi.check_shape("positions", positions, rows.shape)
+    if rotary.shape != (0,):
+        _ffi.check_dtype("rotary_table", rotary, jnp.float32)
+        pairs = rotary.shape[1] if rotary.ndim == 3 else 0
+        if not 0 < pairs <= head_dim // 2:
+            raise ValueError(
+                f"rotary_table must have shape [tokens, 1..{head_dim // 2}, 2], got {rotary.shape}"
+            )
+        _ffi.check_shape("rotary_table", rotary, (rows.shape[0], pairs, 2))
+    check_optional_weight("alibi_slopes", alibi, (heads,), jnp.float32)
+
+
+def check_mlp(weights: Any, x: Any, layer: int, *, norm: int, gated: bool) -> None:
+    """Checks the weights of the feed-forward block, given flat."""
+    norm_scale, norm_bias, up_kernel, up_bias, down_kernel, down_bias = weights
+    hidden, dtype = x.shape[-1], x.dtype
+    if down_kernel.ndim != 3:
+        raise ValueError(
+            f"down_kernel must have shape [layers, hidden, intermediate], got {down_kernel.shape}"
+        )
+    layers, _, intermediate = down_kernel.shape
+    check_layer(layer, layers)
+    up = 2 * intermediate if gated else intermediate
+    check_norm(norm, norm_scale, norm_bias, (layers, hidden), dtype)
+    check_weight("up_kernel", up_kernel, (layers, up, hidden), dtype)
+    check_optional_weight("up_bias", up_bias, (layers, up), dtype)
+    check_weight("down_kernel", down_kernel, (layers, hidden, intermediate), dtype)
+    check_optional_weight("down_bias", down_bias, (layers, hidden), dtype)
+
+
+def check_stream(name: str, x: Any) -> None:
+    """Checks the dtype and the rank of the residual stream."""
+    _ffi.check_float(name, x)
+    if x.ndim != 2:
+        raise ValueError(f"{name} must have shape [tokens, hidden], got {x.shape}")
+
+
+def check_workspace(workspace: Any) -> None:
+    """Checks that the workspace is bytes; the handlers know how many they need."""
+    _ffi.check_dtype("workspace", workspace, jnp.uint8)
+    if workspace.ndim != 1:
+        raise ValueError(f"workspace must have shape [bytes], got {workspace.shape}")
+
+
+def same(*arrays: Any) -> list[_ffi.Result]:
+    """The result types of state that is updated in place."""
+    return [_ffi.Result(array.shape, array.dtype) for array in arrays]
