@@ -77,7 +77,8 @@ def test_dtypes(rng, dtype, decode, implementation):
 @pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
 def test_padding_attends_to_nothing(rng, dtype, decode, implementation):
     case = Case(options(decode=decode), bias=True)
-    given = make_operands(rng, case, dtype, [(-1, 0, 3), (3, 0, 1), (-5, 7, 1)])
+    nowhere = [(-1, 0, 3), (3, 0, 1), (-(2**31), 7, 1), (2**31 - 1, 7, 1)]
+    given = make_operands(rng, case, dtype, nowhere)
     residual = random(rng, given.x.shape, dtype)
     y, k, v = run(given, case.options, residual=residual, implementation=implementation)
     assert given.attention.o_bias is not None

@@ -13,6 +13,14 @@ inline int DeviceAttribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// Lets a kernel that is launched by LaunchEarly start as soon as all blocks have called this and
+// leave room: its blocks then load weights while this kernel is still at work. Called first of all.
+__device__ __forceinline__ void LetNextKernelStart() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 // Returns when the kernels before this one in the stream have ended. A kernel launched by
 // LaunchEarly reads nothing that they write, and writes nothing, before it has called this, and
 // every block calls it.
@@ -22,8 +30,7 @@ __device__ __forceinline__ void WaitForPreviousKernel() {
 #endif
 }
 
-// Launches a kernel whose blocks may start as soon as those of the kernel before leave room. What
-// it can do by then, such as loading weights, costs no time of its own.
+// Launches a kernel that may start before the one in front of it has ended; see the two above.
 template <typename... Parameters, typename... Arguments>
 void LaunchEarly(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                  cudaStream_t stream, const Arguments&... arguments) {

@@ -13,6 +13,7 @@ static_assert(kMergeThreads >= kMaxSplits);
 template <typename T>
 __global__ void __launch_bounds__(kMergeThreads) MergeSplitsKernel(DecodeAttentionArgs<T> args) {
   __shared__ float factors[kMaxSplits];
+  LetNextKernelStart();
   WaitForPreviousKernel();
   const int thread = threadIdx.x;
   const int64_t token = blockIdx.x / args.heads, head = blockIdx.x % args.heads;

@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(kMaxThreads) LayerNormKernel(LayerNormArgs<T> 
   const Pack* bias = reinterpret_cast<const Pack*>(args.bias);
   Pack* y = reinterpret_cast<Pack*>(args.y + blockIdx.x * args.cols);
 
+  LetNextKernelStart();
   WaitForPreviousKernel();
   float sum = 0;
   for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {

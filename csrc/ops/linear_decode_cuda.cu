@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kWarps == 8 && kOutTiles ==
   using Stage = LinearStage<T, kTokenTiles, kOutTiles, kWarps>;
   constexpr int kTilesAtOnce = kTokenTiles < 4 ? kTokenTiles : 4;
   __shared__ float partial[kWarps][kTilesAtOnce * kTileFloats];
+  LetNextKernelStart();
   constexpr int64_t kBlockOuts = kOutTiles * kOuts;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t first_token = int64_t{blockIdx.y} * kTokenTiles * kTokens;

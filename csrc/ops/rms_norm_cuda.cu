@@ -21,6 +21,7 @@ __global__ void __launch_bounds__(kMaxThreads) RmsNormKernel(RmsNormArgs<T> args
   const Pack* scale = reinterpret_cast<const Pack*>(args.scale);
   Pack* y = reinterpret_cast<Pack*>(args.y + blockIdx.x * args.cols);
 
+  LetNextKernelStart();
   WaitForPreviousKernel();
   float sum = 0;
   for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {

@@ -37,6 +37,7 @@ __device__ void TransformHead(const RotaryAppendArgs<T>& args, const T* x, const
 
 template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarpSize) RotaryAppendKernel(RotaryAppendArgs<T> args) {
+  LetNextKernelStart();
   WaitForPreviousKernel();
   const int64_t slices = args.kv_heads * (args.group + 2);
   const int64_t index = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
