@@ -175,6 +175,18 @@ def test_workspace_too_small(rng, decode):
     assert np.all(np.isfinite(run(given, case.options)[0]))
 
 
+def test_decode_needs_room_for_its_parts(rng):
+    """Keys are split over the device there, which prefill does not do."""
+    needed = {}
+    for name, decode in PATHS.items():
+        case = Case(options(decode=decode))
+        given = make_operands(rng, case, spans=DECODE)._replace(workspace=jnp.zeros(0, "uint8"))
+        with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="got 0") as caught:
+            jax.block_until_ready(run(given, case.options))
+        needed[name] = int(str(caught.value).split("at least ")[1].split()[0])
+    assert needed["decode"] > needed["prefill"]
+
+
 def test_refuses_transformations(rng):
     given = make_operands(rng, Case())
 

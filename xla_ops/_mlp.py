@@ -77,7 +77,8 @@ def mlp_reference(
 ) -> jax.Array:
     inner = product_reference(x, up_kernel, up_bias)
     if gated:
-        inner = activate(activation, inner[..., ::2]) * inner[..., 1::2]
+        pairs = inner.reshape(*inner.shape[:-1], inner.shape[-1] // 2, 2)
+        inner = activate(activation, pairs[..., 0]) * pairs[..., 1]
     else:
         inner = activate(activation, inner)
     y = product_reference(inner.astype(x.dtype), down_kernel, down_bias)

@@ -1,27 +1,20 @@
-// Linear for few rows on the GPU, bfloat16 and float16: a kernel read once at memory speed.
+// Linear for few rows on the GPU, bfloat16 and float16: a kernel read once at memory speed. On
+// Hopper linear_decode_sm90.cu takes its place.
 //
 // Tensor cores take the weights as their 16-row operand and up to eight rows of x, here called
-// tokens, as the other. A block computes tiles of 16 or 32 adjacent outputs, one after the other:
-// the loads of a tile start before the one before is finished, so that the stream does not break
-// off. The block's warps deal the columns among themselves in groups of 128, and their sums are
-// added in the order of the warps. Which warp takes which columns depends on the size of the kernel
-// alone, and so do a token's bits.
+// tokens, as the other. A block computes 16 or 32 adjacent outputs; its warps deal the columns
+// among themselves in groups of 128, and their sums are added in the order of the warps. Which warp
+// takes which columns depends on the size of the kernel alone, and so do a token's bits.
 #include <algorithm>
 
-#include "core/launch.cuh"
 #include "core/mma.cuh"
 #include "core/vector.cuh"
 #include "ops/linear_decode.cuh"
 
 namespace eet {
 
-constexpr int kOuts = 16;        // of one product
-constexpr int kTokens = 8;       // of one product
-constexpr int kChunk = 32;       // columns of one 16-byte load per lane: two products
 constexpr int kGroupChunks = 4;  // neighbours that one warp takes
 constexpr int kGroup = kChunk * kGroupChunks;
-constexpr int kTileStride = 20;  // floats per token of a tile of sums: no bank conflicts, and even
-constexpr int kTileFloats = kTokens * kTileStride;
 
 // Where a lane finds its operands.
 template <typename T, int kOutTiles, int kWarps>
@@ -31,24 +24,19 @@ struct LinearColumns {
   int in, tokens;                 // columns; tokens that exist from its own on
   int first;                      // its first column of the warp's first chunk
 
-  template <typename Y>
-  __device__ LinearColumns(const LinearArgs<T, Y>& args, int64_t first_token, int token_count) {
+  __device__ LinearColumns(const T* kernel_rows, const T* tokens_rows, int64_t cols, int outs,
+                           int token_count) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-    x = args.x + (first_token + lane / 4) * args.in;
-    in = int(args.in);
-    tokens = token_count - lane / 4;
-    first = warp * kGroup + lane % 4 * 8;
-  }
-
-  // Goes to the rows from `first_out` on.
-  template <typename Y>
-  __device__ void MoveTo(const LinearArgs<T, Y>& args, int64_t first_out) {
 #pragma unroll
     for (int i = 0; i < kOutTiles * 2; ++i) {
       // Outputs that do not exist get the last one's weights; nobody reads their sums.
-      const int64_t row = first_out + i * kOuts / 2 + threadIdx.x % kWarpSize / 4;
-      kernel[i / 2][i % 2] = args.kernel + min(row, args.out - 1) * args.in;
+      const int row = min(i * kOuts / 2 + lane / 4, outs - 1);
+      kernel[i / 2][i % 2] = kernel_rows + row * cols;
     }
+    x = tokens_rows + lane / 4 * cols;
+    in = int(cols);
+    tokens = token_count - lane / 4;
+    first = warp * kGroup + lane % 4 * 8;
   }
 
   // The lane's first column of the warp's chunk `index`, the first of a stage.
@@ -68,30 +56,18 @@ struct LinearStage {
   uint4 weights[kChunks][kOutTiles][2];
   uint4 tokens[kHasTokens ? kChunks : 1];
 
-  __device__ __forceinline__ void LoadWeights(const Columns& columns, int first, bool needed) {
+  __device__ __forceinline__ void Load(const Columns& columns, int first) {
     const int col = columns.At(first);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      const bool exists = needed && col + i * kChunk < columns.in;
+      const bool exists = col + i * kChunk < columns.in;
 #pragma unroll
       for (int tile = 0; tile < kOutTiles; ++tile) {
         weights[i][tile][0] = LoadStreamed(columns.kernel[tile][0] + col + i * kChunk, exists);
         weights[i][tile][1] = LoadStreamed(columns.kernel[tile][1] + col + i * kChunk, exists);
       }
+      if constexpr (kHasTokens) tokens[i] = LoadTokens(columns, 0, col, i * kChunk);
     }
-  }
-
-  __device__ __forceinline__ void LoadTokens(const Columns& columns, int first) {
-    if constexpr (kHasTokens) {
-      const int col = columns.At(first);
-#pragma unroll
-      for (int i = 0; i < kChunks; ++i) tokens[i] = LoadToken(columns, 0, col, i * kChunk);
-    }
-  }
-
-  __device__ __forceinline__ void Load(const Columns& columns, int first, bool needed = true) {
-    LoadWeights(columns, first, needed);
-    LoadTokens(columns, first);
   }
 
   __device__ __forceinline__ void Multiply(const Columns& columns, int first,
@@ -102,53 +78,25 @@ struct LinearStage {
       uint4 chunk[kTokenTiles];
 #pragma unroll
       for (int tile = 0; tile < kTokenTiles; ++tile) {
-        chunk[tile] = kHasTokens ? tokens[i] : LoadToken(columns, tile, col, i * kChunk);
+        chunk[tile] = kHasTokens ? tokens[i] : LoadTokens(columns, tile, col, i * kChunk);
       }
 #pragma unroll
       for (int tile = 0; tile < kTokenTiles; ++tile) {
 #pragma unroll
         for (int out = 0; out < kOutTiles; ++out) {
-          MultiplyChunk(weights[i][out], chunk[tile], sums[out][tile]);
+          MultiplyChunk<T>(weights[i][out], chunk[tile], sums[out][tile]);
         }
       }
     }
   }
 
-  static __device__ __forceinline__ uint4 LoadToken(const Columns& columns, int tile, int col,
-                                                    int offset) {
+  static __device__ __forceinline__ uint4 LoadTokens(const Columns& columns, int tile, int col,
+                                                     int offset) {
     const int token = tile * kTokens;
     return LoadReused(columns.x + int64_t{token} * columns.in + col + offset,
                       token < columns.tokens && col + offset < columns.in);
   }
-
-  // A lane's eight consecutive columns are columns 2t, 2t + 1, 2t + 8 and 2t + 9 of two products
-  // instead of those of memory: the sum is the same for any order that both operands share.
-  static __device__ __forceinline__ void MultiplyChunk(const uint4 (&a)[2], const uint4& b,
-                                                       float (&sums)[4]) {
-    MmaM16N8K16(sums, {a[0].x, a[1].x, a[0].y, a[1].y}, {b.x, b.y}, std::type_identity<T>{});
-    MmaM16N8K16(sums, {a[0].z, a[1].z, a[0].w, a[1].w}, {b.z, b.w}, std::type_identity<T>{});
-  }
 };
-
-// Adds the warps' sums of some tiles of tokens and finishes their outputs. All threads call it.
-template <int kWarps, int kTiles, typename T, typename Y>
-__device__ void FinishTiles(const LinearArgs<T, Y>& args,
-                            const float (&partial)[kWarps][kTiles * kTileFloats],
-                            int64_t first_token, int64_t first_out) {
-  constexpr int kTilePairs = kTokens * kOuts / 2;
-  for (int i = threadIdx.x; i < kTiles * kTilePairs; i += kWarps * kWarpSize) {
-    const int pair = i % (kOuts / 2), token = i / (kOuts / 2);  // counted through all tiles
-    float even = 0, odd = 0;
-#pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) {
-      const float* sums = partial[warp] + token * kTileStride + 2 * pair;
-      even += sums[0];
-      odd += sums[1];
-    }
-    const int64_t row = first_token + token, out = first_out + 2 * pair;
-    if (row < args.rows && out < args.out) StorePair(args, row, out, even, odd);
-  }
-}
 
 template <typename T, typename Y, int kTokenTiles, int kOutTiles, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarpSize, kWarps == 8 && kOutTiles == 1 ? 2 : 1)
@@ -156,67 +104,51 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kWarps == 8 && kOutTiles ==
   using Stage = LinearStage<T, kTokenTiles, kOutTiles, kWarps>;
   constexpr int kTilesAtOnce = kTokenTiles < 4 ? kTokenTiles : 4;
   __shared__ float partial[kWarps][kTilesAtOnce * kTileFloats];
-  LetNextKernelStart();
-  constexpr int64_t kBlockOuts = kOutTiles * kOuts;
-  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int warp = threadIdx.x / kWarpSize;
+  const int64_t first_out = int64_t{blockIdx.x} * kOutTiles * kOuts;
   const int64_t first_token = int64_t{blockIdx.y} * kTokenTiles * kTokens;
-  LinearColumns<T, kOutTiles, kWarps> columns(
-      args, first_token, int(min(args.rows - first_token, int64_t{kTokenTiles * kTokens})));
+  const LinearColumns<T, kOutTiles, kWarps> columns(
+      args.kernel + first_out * args.in, args.x + first_token * args.in, args.in,
+      int(min(args.out - first_out, int64_t{kOutTiles * kOuts})),
+      int(min(args.rows - first_token, int64_t{kTokenTiles * kTokens})));
   const int groups = (columns.in + kGroup - 1) / kGroup;
   const int chunks = (groups + kWarps - 1) / kWarps * kGroupChunks;
 
+  // Chunks beyond the last are zeros, so two stages take turns without looking.
+  float sums[kOutTiles][kTokenTiles][4] = {};
   Stage even, odd;
-  int64_t first_out = blockIdx.x * kBlockOuts;
-  columns.MoveTo(args, first_out);
-  even.LoadWeights(columns, 0, true);
-  WaitForPreviousKernel();  // it may still write x and the residual, but no weights
-  even.LoadTokens(columns, 0);
+  even.Load(columns, 0);
 #pragma unroll 1
-  while (first_out < args.out) {
-    const int64_t next_out = first_out + gridDim.x * kBlockOuts;
-    // Chunks beyond the last are zeros, so two stages take turns without looking.
-    float sums[kOutTiles][kTokenTiles][4] = {};
-#pragma unroll 1
-    for (int i = 0; i < chunks; i += 2 * Stage::kChunks) {
-      odd.Load(columns, i + Stage::kChunks);
-      even.Multiply(columns, i, sums);
-      const bool last = i + 2 * Stage::kChunks >= chunks;
-      if (last) columns.MoveTo(args, next_out);
-      even.Load(columns, last ? 0 : i + 2 * Stage::kChunks, !last || next_out < args.out);
-      odd.Multiply(columns, i + Stage::kChunks, sums);
-    }
+  for (int i = 0; i < chunks; i += 2 * Stage::kChunks) {
+    odd.Load(columns, i + Stage::kChunks);
+    even.Multiply(columns, i, sums);
+    even.Load(columns, i + 2 * Stage::kChunks);
+    odd.Multiply(columns, i + Stage::kChunks, sums);
+  }
 
 #pragma unroll
-    for (int out = 0; out < kOutTiles; ++out) {
+  for (int out = 0; out < kOutTiles; ++out) {
 #pragma unroll
-      for (int first = 0; first < kTokenTiles; first += kTilesAtOnce) {
-        __syncthreads();  // the tiles before may still be being added
+    for (int first = 0; first < kTokenTiles; first += kTilesAtOnce) {
+      if (out + first > 0) __syncthreads();  // the tiles before are still being added
 #pragma unroll
-        for (int tile = 0; tile < kTilesAtOnce; ++tile) {
-          float* mine = partial[warp] + tile * kTileFloats + lane % 4 * 2 * kTileStride + lane / 4;
-          const float (&sum)[4] = sums[out][first + tile];
-          mine[0] = sum[0];
-          mine[kTileStride] = sum[1];
-          mine[kOuts / 2] = sum[2];
-          mine[kTileStride + kOuts / 2] = sum[3];
-        }
-        __syncthreads();
-        FinishTiles<kWarps, kTilesAtOnce>(args, partial, first_token + first * kTokens,
-                                          first_out + out * kOuts);
+      for (int tile = 0; tile < kTilesAtOnce; ++tile) {
+        StoreSums(sums[out][first + tile], partial[warp] + tile * kTileFloats);
       }
+      __syncthreads();
+      FinishTiles<kWarps, kTilesAtOnce>(args, partial, first_token + first * kTokens,
+                                        first_out + out * kOuts);
     }
-    first_out = next_out;
   }
 }
 
 template <int kTokenTiles, int kOutTiles, int kWarps, typename T, typename Y>
 static void Launch(Stream stream, const LinearArgs<T, Y>& args) {
   constexpr int kBlockOuts = kOutTiles * kOuts, kBlockTokens = kTokenTiles * kTokens;
-  const int64_t tiles = (args.out + kBlockOuts - 1) / kBlockOuts;
-  const int64_t resident = DeviceAttribute(cudaDevAttrMultiProcessorCount) * (kWarps == 8 && kOutTiles == 1 ? 2 : 1);
-  const dim3 grid(std::min(tiles, resident), (args.rows + kBlockTokens - 1) / kBlockTokens);
-  LaunchEarly(LinearDecodeKernel<T, Y, kTokenTiles, kOutTiles, kWarps>, grid, kWarps * kWarpSize, 0,
-              stream, args);
+  const dim3 grid((args.out + kBlockOuts - 1) / kBlockOuts,
+                  (args.rows + kBlockTokens - 1) / kBlockTokens);
+  LinearDecodeKernel<T, Y, kTokenTiles, kOutTiles, kWarps>
+      <<<grid, kWarps * kWarpSize, 0, stream>>>(args);
 }
 
 // More tokens share what is loaded of the kernel; from 32 on two tiles of outputs share the tokens.
@@ -241,6 +173,8 @@ void LinearDecode(Stream stream, const LinearArgs<T, Y>& args) {
   constexpr int64_t kFewOuts = 132 * kOuts;
   if constexpr (std::is_same_v<T, float>) {
     LinearDecodeFloat(stream, args);
+  } else if (StreamsByBulkCopies()) {
+    LinearDecodeBulk(stream, args);
   } else if (args.out <= kFewOuts) {
     LaunchForRows<16>(stream, args);
   } else {
