@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "core/shared_address.cuh"
 #include "core/types.h"
 
 namespace eet {
@@ -39,6 +38,10 @@ __device__ __forceinline__ uint32_t PackPair(float low, float high, std::type_id
 __device__ __forceinline__ uint32_t PackPair(float low, float high, std::type_identity<float16>) {
   const __half2 pair = __floats2half2_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 // Loads four 8x8 matrices of 2-byte elements. Lane i gives the address of row i % 8 of matrix

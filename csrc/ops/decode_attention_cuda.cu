@@ -13,8 +13,6 @@ static_assert(kMergeThreads >= kMaxSplits);
 template <typename T>
 __global__ void __launch_bounds__(kMergeThreads) MergeSplitsKernel(DecodeAttentionArgs<T> args) {
   __shared__ float factors[kMaxSplits];
-  LetNextKernelStart();
-  WaitForPreviousKernel();
   const int thread = threadIdx.x;
   const int64_t token = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
   const int count = SplitsOf(args, token).count;
@@ -42,12 +40,12 @@ template <typename T, int kDim>
 static void LaunchSplits(Stream stream, const DecodeAttentionArgs<T>& args) {
   const dim3 grid = SplitGrid(args);
   if constexpr (std::is_same_v<T, float>) {
-    LaunchEarly(DecodeFmaKernel<kDim>, grid, kDecodeFmaWarps * kWarpSize, 0, stream, args);
+    DecodeFmaKernel<kDim><<<grid, kDecodeFmaWarps * kWarpSize, 0, stream>>>(args);
   } else {
     using Shape = StreamShape<kDim>;
     auto kernel = DecodeMmaKernel<T, kDim>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-    LaunchEarly(kernel, grid, Shape::kWarps * kWarpSize, Shape::kSharedBytes, stream, args);
+    kernel<<<grid, Shape::kWarps * kWarpSize, Shape::kSharedBytes, stream>>>(args);
   }
 }
 
@@ -63,7 +61,7 @@ void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args) {
   } else {
     LaunchSplits<T, 256>(stream, args);
   }
-  LaunchEarly(MergeSplitsKernel<T>, args.tokens * args.heads, kMergeThreads, 0, stream, args);
+  MergeSplitsKernel<<<args.tokens * args.heads, kMergeThreads, 0, stream>>>(args);
 }
 
 template void DecodeAttention(Stream, const DecodeAttentionArgs<float>&);

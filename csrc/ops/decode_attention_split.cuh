@@ -2,7 +2,6 @@
 // its warps' results become the split's.
 #pragma once
 
-#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "ops/decode_attention.h"
 

@@ -1,7 +1,6 @@
 // Layer norm on the GPU. One block per row, three passes over it, of which the caches serve two.
 #include <algorithm>
 
-#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "core/vector.cuh"
 #include "ops/layer_norm.h"
@@ -22,8 +21,6 @@ __global__ void __launch_bounds__(kMaxThreads) LayerNormKernel(LayerNormArgs<T> 
   const Pack* bias = reinterpret_cast<const Pack*>(args.bias);
   Pack* y = reinterpret_cast<Pack*>(args.y + blockIdx.x * args.cols);
 
-  LetNextKernelStart();
-  WaitForPreviousKernel();
   float sum = 0;
   for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
     const Pack pack = x[i];
@@ -65,7 +62,7 @@ void LayerNorm(Stream stream, const LayerNormArgs<T>& args) {
   const int64_t packs = aligned ? args.cols / kVector : args.cols;
   const int threads = int(std::min<int64_t>(kMaxThreads, (packs + 31) / 32 * 32));
   auto kernel = aligned ? LayerNormKernel<T, kVector> : LayerNormKernel<T, 1>;
-  LaunchEarly(kernel, args.rows, threads, 0, stream, args);
+  kernel<<<args.rows, threads, 0, stream>>>(args);
 }
 
 template void LayerNorm(Stream, const LayerNormArgs<float>&);

@@ -1,5 +1,4 @@
-// Linear for few rows on the GPU, bfloat16 and float16: a kernel read once at memory speed. On
-// Hopper linear_decode_sm90.cu takes its place.
+// Linear for few rows on the GPU, bfloat16 and float16: a kernel read once at memory speed.
 //
 // Tensor cores take the weights as their 16-row operand and up to eight rows of x, here called
 // tokens, as the other. A block computes 16 or 32 adjacent outputs; its warps deal the columns
@@ -13,8 +12,13 @@
 
 namespace eet {
 
+constexpr int kOuts = 16;        // of one product
+constexpr int kTokens = 8;       // of one product
+constexpr int kChunk = 32;       // columns of one 16-byte load per lane: two products
 constexpr int kGroupChunks = 4;  // neighbours that one warp takes
 constexpr int kGroup = kChunk * kGroupChunks;
+constexpr int kTileStride = 20;  // floats per token of a tile of sums: no bank conflicts, and even
+constexpr int kTileFloats = kTokens * kTileStride;
 
 // Where a lane finds its operands.
 template <typename T, int kOutTiles, int kWarps>
@@ -84,7 +88,7 @@ struct LinearStage {
       for (int tile = 0; tile < kTokenTiles; ++tile) {
 #pragma unroll
         for (int out = 0; out < kOutTiles; ++out) {
-          MultiplyChunk<T>(weights[i][out], chunk[tile], sums[out][tile]);
+          MultiplyChunk(weights[i][out], chunk[tile], sums[out][tile]);
         }
       }
     }
@@ -96,7 +100,35 @@ struct LinearStage {
     return LoadReused(columns.x + int64_t{token} * columns.in + col + offset,
                       token < columns.tokens && col + offset < columns.in);
   }
+
+  // A lane's eight consecutive columns are columns 2t, 2t + 1, 2t + 8 and 2t + 9 of two products
+  // instead of those of memory: the sum is the same for any order that both operands share.
+  static __device__ __forceinline__ void MultiplyChunk(const uint4 (&a)[2], const uint4& b,
+                                                       float (&sums)[4]) {
+    MmaM16N8K16(sums, {a[0].x, a[1].x, a[0].y, a[1].y}, {b.x, b.y}, std::type_identity<T>{});
+    MmaM16N8K16(sums, {a[0].z, a[1].z, a[0].w, a[1].w}, {b.z, b.w}, std::type_identity<T>{});
+  }
 };
+
+// Adds the warps' sums of some tiles of tokens and finishes their outputs. All threads call it.
+template <int kWarps, int kTiles, typename T, typename Y>
+__device__ void FinishTiles(const LinearArgs<T, Y>& args,
+                            const float (&partial)[kWarps][kTiles * kTileFloats],
+                            int64_t first_token, int64_t first_out) {
+  constexpr int kTilePairs = kTokens * kOuts / 2;
+  for (int i = threadIdx.x; i < kTiles * kTilePairs; i += kWarps * kWarpSize) {
+    const int pair = i % (kOuts / 2), token = i / (kOuts / 2);  // counted through all tiles
+    float even = 0, odd = 0;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+      const float* sums = partial[warp] + token * kTileStride + 2 * pair;
+      even += sums[0];
+      odd += sums[1];
+    }
+    const int64_t row = first_token + token, out = first_out + 2 * pair;
+    if (row < args.rows && out < args.out) StorePair(args, row, out, even, odd);
+  }
+}
 
 template <typename T, typename Y, int kTokenTiles, int kOutTiles, int kWarps>
 __global__ void __launch_bounds__(kWarps* kWarpSize, kWarps == 8 && kOutTiles == 1 ? 2 : 1)
@@ -104,7 +136,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kWarps == 8 && kOutTiles ==
   using Stage = LinearStage<T, kTokenTiles, kOutTiles, kWarps>;
   constexpr int kTilesAtOnce = kTokenTiles < 4 ? kTokenTiles : 4;
   __shared__ float partial[kWarps][kTilesAtOnce * kTileFloats];
-  const int warp = threadIdx.x / kWarpSize;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t first_out = int64_t{blockIdx.x} * kOutTiles * kOuts;
   const int64_t first_token = int64_t{blockIdx.y} * kTokenTiles * kTokens;
   const LinearColumns<T, kOutTiles, kWarps> columns(
@@ -133,7 +165,12 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kWarps == 8 && kOutTiles ==
       if (out + first > 0) __syncthreads();  // the tiles before are still being added
 #pragma unroll
       for (int tile = 0; tile < kTilesAtOnce; ++tile) {
-        StoreSums(sums[out][first + tile], partial[warp] + tile * kTileFloats);
+        float* mine = partial[warp] + tile * kTileFloats + lane % 4 * 2 * kTileStride + lane / 4;
+        const float (&sum)[4] = sums[out][first + tile];
+        mine[0] = sum[0];
+        mine[kTileStride] = sum[1];
+        mine[kOuts / 2] = sum[2];
+        mine[kTileStride + kOuts / 2] = sum[3];
       }
       __syncthreads();
       FinishTiles<kWarps, kTilesAtOnce>(args, partial, first_token + first * kTokens,
@@ -173,8 +210,6 @@ void LinearDecode(Stream stream, const LinearArgs<T, Y>& args) {
   constexpr int64_t kFewOuts = 132 * kOuts;
   if constexpr (std::is_same_v<T, float>) {
     LinearDecodeFloat(stream, args);
-  } else if (StreamsByBulkCopies()) {
-    LinearDecodeBulk(stream, args);
   } else if (args.out <= kFewOuts) {
     LaunchForRows<16>(stream, args);
   } else {

@@ -1,5 +1,4 @@
 // Rotation and cache append on the GPU. One warp per head of a token, two adjacent elements a lane.
-#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "ops/rotary_append.h"
 
@@ -37,8 +36,6 @@ __device__ void TransformHead(const RotaryAppendArgs<T>& args, const T* x, const
 
 template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarpSize) RotaryAppendKernel(RotaryAppendArgs<T> args) {
-  LetNextKernelStart();
-  WaitForPreviousKernel();
   const int64_t slices = args.kv_heads * (args.group + 2);
   const int64_t index = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
   if (index >= args.tokens * slices) return;
@@ -68,7 +65,7 @@ void RotaryAppend(Stream stream, const RotaryAppendArgs<T>& args) {
   const int64_t slices = args.tokens * args.kv_heads * (args.group + 2);
   if (slices == 0) return;
   const int64_t blocks = (slices + kWarps - 1) / kWarps;
-  LaunchEarly(RotaryAppendKernel<T>, blocks, kWarps * kWarpSize, 0, stream, args);
+  RotaryAppendKernel<<<blocks, kWarps * kWarpSize, 0, stream>>>(args);
 }
 
 template void RotaryAppend(Stream, const RotaryAppendArgs<float>&);
