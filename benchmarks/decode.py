@@ -110,7 +110,7 @@ def timed(loop: Callable[[], Any]) -> float:
 
 
 def bytes_per_step(config: eet_jax.DecoderConfig, batch: int, context: int) -> int:
-    """What a step must read: every weight once, the head in place of the embedding, and the cache."""
+    """What a step must read: every weight once, of embedding and head the head, and the cache."""
     specs = jax.tree.leaves(param_specs(config), is_leaf=is_spec)
     weights = sum(int(np.prod(spec.shape)) for spec in specs)
     if not config.tie_word_embeddings:

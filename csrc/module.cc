@@ -30,9 +30,7 @@ class Library {
     return py::capsule(Symbol(name), "xla._CUSTOM_CALL_TARGET");
   }
 
-  int Integer(const std::string& name) const {
-    return reinterpret_cast<int (*)()>(Symbol(name))();
-  }
+  int Integer(const std::string& name) const { return reinterpret_cast<int (*)()>(Symbol(name))(); }
 
   std::string SourceHash() const {
     return reinterpret_cast<const char* (*)()>(Symbol("eet_source_hash"))();
@@ -81,8 +79,8 @@ PYBIND11_MODULE(_native, module) {
            [](const Library& library, const std::string& name) {
              return reinterpret_cast<uintptr_t>(library.Symbol(name));
            })
-      .def_property_readonly("abi_version",
-                             [](const Library& library) { return library.Integer("eet_abi_version"); })
+      .def_property_readonly(
+          "abi_version", [](const Library& library) { return library.Integer("eet_abi_version"); })
       .def_property_readonly("ffi_api_version",
                              [](const Library& library) {
                                return py::make_tuple(library.Integer("eet_ffi_api_major"),

@@ -147,7 +147,8 @@ class DecoderConfig:
         windows = self.sliding_window
         if isinstance(windows, tuple) and len(windows) != self.num_layers:
             raise ValueError(
-                f"sliding_window must have one entry per layer ({self.num_layers}), got {len(windows)}"
+                f"sliding_window must have one entry per layer ({self.num_layers}), "
+                f"got {len(windows)}"
             )
         for window in windows if isinstance(windows, tuple) else (windows,):
             if window is not None and window < 1:

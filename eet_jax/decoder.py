@@ -1,7 +1,7 @@
-"""The decoder on plain pytrees: prefill, decode_step, forward. Read this first.
+"""The decoder on plain pytrees: prefill, decode_step. Read this first.
 
-Text becomes tokens (``llm``), tokens become packed rows of a residual stream, each layer is one call
-of ``xla_ops.decoder_layer`` on that stream, and the last token's row becomes logits.
+Text becomes tokens (``llm``), tokens become packed rows of a residual stream, each layer is one
+call of ``xla_ops.decoder_layer`` on that stream, and the last token's row becomes logits.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from eet_jax import ends, positions
+from eet_jax.arguments import checked_prompt, checked_tokens
 from eet_jax.config import DecoderConfig
+from eet_jax.packing import Packed, for_chunks, pack, padded_tokens
 from eet_jax.params import Params
 from eet_jax.prepare import Prepared, prepare
 from eet_jax.state import DecodeState, reserve
@@ -45,13 +46,14 @@ def prefill(
         implementation: None or "native" for the kernels, "reference" for plain JAX.
 
     Returns:
-        Logits `[batch, vocab]` float32, NaN for rows without new tokens, and the next state.
+        Logits `[batch, vocab]` float32, NaN for rows without new tokens and for rows that found no
+        free page, and the next state.
 
     Raises:
         ValueError: if shapes do not fit; outside jit also if tokens are outside the vocabulary or
             rows grow beyond the state's capacity. TypeError: for tokens that are not ints.
     """
-    tokens, lengths = _checked_prompt(config, tokens, lengths, state)
+    tokens, lengths = checked_prompt(config, tokens, lengths, state)
     weights = prepare(config, params)
     return _prefill(config, weights, tokens, lengths, state, implementation)
 
@@ -78,7 +80,7 @@ def decode_step(
     Raises:
         ValueError: if shapes do not fit; TypeError: for tokens that are not ints.
     """
-    tokens = _checked_tokens(tokens, (state.batch,))
+    tokens = checked_tokens(tokens, (state.batch,))
     weights = prepare(config, params)
     return _decode_step(config, weights, tokens, state, implementation)
 
@@ -103,7 +105,7 @@ def extend(
     Raises:
         As ``prefill``.
     """
-    tokens, lengths = _checked_prompt(config, tokens, lengths, state)
+    tokens, lengths = checked_prompt(config, tokens, lengths, state)
     weights = prepare(config, params)
     return _extend(
         config, weights, tokens, lengths, state, inputs_embeds, return_hidden, implementation
@@ -120,7 +122,7 @@ def _prefill(
     implementation: str | None,
 ) -> tuple[jax.Array, DecodeState]:
     state = reserve(state, state.lengths + lengths)
-    packed = _pack(tokens, lengths, state.lengths)
+    packed = pack(tokens, lengths, state.lengths)
     hidden = jnp.zeros((state.batch, config.hidden_size), config.dtype)
     last = jnp.cumsum(lengths) - 1
 
@@ -132,10 +134,12 @@ def _prefill(
         rows = jnp.take(stream, jnp.clip(at, 0, size - 1), axis=0)
         return state, jnp.where(here[:, None], rows, hidden)
 
-    state, hidden = _for_chunks(packed, state, chunk, (state, hidden))
+    limit = state.residual.shape[0]
+    state, hidden = for_chunks(packed, limit, chunk, (state, hidden))
     logits = ends.logits(config, weights, hidden, path="decode", implementation=implementation)
     state = dataclasses.replace(state, lengths=state.lengths + lengths)
-    return jnp.where(lengths[:, None] > 0, logits, jnp.nan), state
+    answered = (lengths > 0) & _has_pages(state)
+    return jnp.where(answered[:, None], logits, jnp.nan), state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=4)
@@ -150,11 +154,12 @@ def _extend(
     implementation: str | None,
 ) -> tuple[jax.Array, DecodeState]:
     state = reserve(state, state.lengths + lengths)
-    packed = _pack(tokens, lengths, state.lengths)
+    packed = pack(tokens, lengths, state.lengths)
     packed = dataclasses.replace(packed, embeds=inputs_embeds)
+    limit = state.residual.shape[0]
     width = config.hidden_size if return_hidden else config.vocab_size
     dtype = config.dtype if return_hidden else jnp.float32
-    out = jnp.zeros((_padded(packed, state), width), dtype)
+    out = jnp.zeros((padded_tokens(packed, limit), width), dtype)
 
     def chunk(start: Any, size: int, carry: Any) -> Any:
         state, out = carry
@@ -167,13 +172,20 @@ def _extend(
         )
         return state, jax.lax.dynamic_update_slice(out, rows, (start, 0))
 
-    state, out = _for_chunks(packed, state, chunk, (state, out))
+    state, out = for_chunks(packed, limit, chunk, (state, out))
     state = dataclasses.replace(state, lengths=state.lengths + lengths)
     starts = jnp.cumsum(lengths) - lengths
     index = starts[:, None] + jnp.arange(tokens.shape[1])
     real = jnp.arange(tokens.shape[1]) < lengths[:, None]
     unpacked = jnp.take(out, jnp.clip(index, 0, out.shape[0] - 1), axis=0)
+    unpacked = jnp.where(_has_pages(state)[:, None, None], unpacked, jnp.nan)
     return jnp.where(real[..., None], unpacked, 0), state
+
+
+def _has_pages(state: DecodeState) -> jax.Array:
+    """Whether the last token of each row has a page `[batch]`; a cache can be too small."""
+    last = jnp.clip(state.lengths - 1, 0, state.capacity - 1) // state.k.shape[3]
+    return jnp.take_along_axis(state.page_table, last[:, None], axis=1)[:, 0] > 0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
@@ -217,61 +229,10 @@ def decode_active(
     return logits, dataclasses.replace(state, lengths=lengths)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Packed:
-    """The real tokens of a batch, one row after the other; all arrays are [tokens]."""
-
-    ids: jax.Array
-    rows: jax.Array
-    positions: jax.Array
-    offsets: jax.Array
-    count: jax.Array
-    embeds: jax.Array | None = None
-
-
-def _pack(tokens: jax.Array, lengths: jax.Array, starts: jax.Array) -> _Packed:
-    """Packs right-padded ``tokens``; what is left over at the end has row -1."""
-    batch, size = tokens.shape
-    ends = jnp.cumsum(lengths)
-    index = jnp.arange(batch * size, dtype=jnp.int32)
-    row = jnp.sum(index[:, None] >= ends, axis=1, dtype=jnp.int32)
-    inside = jnp.minimum(row, batch - 1)
-    offset = jnp.clip(index - (ends - lengths)[inside], 0, max(size - 1, 0))
-    return _Packed(
-        ids=tokens[inside, offset],
-        rows=jnp.where(row < batch, row, -1),
-        positions=starts[inside] + offset,
-        offsets=offset,
-        count=ends[-1],
-    )
-
-
-def _chunk_size(packed: _Packed, state: DecodeState) -> int:
-    return min(packed.ids.shape[0], state.residual.shape[0])
-
-
-def _padded(packed: _Packed, state: DecodeState) -> int:
-    """Tokens of all chunks together."""
-    size = max(_chunk_size(packed, state), 1)
-    return -(-packed.ids.shape[0] // size) * size
-
-
-def _for_chunks(packed: _Packed, state: DecodeState, chunk: Any, carry: Any) -> Any:
-    """Calls ``chunk(start, size, carry)`` for each chunk that has a real token."""
-    size = _chunk_size(packed, state)
-    if size == 0:
-        return carry
-    if packed.ids.shape[0] == size:
-        return chunk(0, size, carry)
-    chunks = (packed.count + size - 1) // size
-    return jax.lax.fori_loop(0, chunks, lambda i, carry: chunk(i * size, size, carry), carry)
-
-
 def _run_chunk(
     config: DecoderConfig,
     weights: Prepared,
-    packed: _Packed,
+    packed: Packed,
     start: Any,
     size: int,
     state: DecodeState,
@@ -340,47 +301,3 @@ def layer_options(
         decode=decode,
         pooled=pooled,
     )
-
-
-def _checked_tokens(tokens: Any, shape: tuple[int, ...]) -> jax.Array:
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"tokens must be ints, got {tokens.dtype.name}")
-    if tokens.shape != shape:
-        raise ValueError(f"tokens must have shape {shape}, got {tokens.shape}")
-    return tokens.astype(jnp.int32)
-
-
-def _checked_prompt(
-    config: DecoderConfig, tokens: Any, lengths: Any, state: DecodeState
-) -> tuple[jax.Array, jax.Array]:
-    tokens = jnp.asarray(tokens)
-    if tokens.ndim != 2:
-        raise ValueError(f"tokens must have shape [batch, seq], got {tokens.shape}")
-    tokens = _checked_tokens(tokens, (state.batch, tokens.shape[1]))
-    if lengths is None:
-        lengths = jnp.full((state.batch,), tokens.shape[1], jnp.int32)
-    lengths = jnp.asarray(lengths, jnp.int32)
-    if lengths.shape != (state.batch,):
-        raise ValueError(f"lengths must have shape ({state.batch},), got {lengths.shape}")
-    arrays = (tokens, lengths, state.lengths)
-    if not any(isinstance(array, jax.core.Tracer) for array in arrays):
-        values = [np.asarray(array) for array in arrays]
-        _check_values(config, values[0], values[1], values[2], state.capacity)
-    return tokens, lengths
-
-
-def _check_values(
-    config: DecoderConfig, tokens: np.ndarray, lengths: np.ndarray, held: np.ndarray, capacity: int
-) -> None:
-    seq = tokens.shape[1]
-    if lengths.size and not (lengths.min() >= 0 and lengths.max() <= seq):
-        raise ValueError(f"lengths must be between 0 and {seq}, got {lengths.tolist()}")
-    if np.any(held + lengths > capacity):
-        raise ValueError(f"rows can hold {capacity} tokens, got {(held + lengths).tolist()}")
-    real = tokens[np.arange(seq) < lengths[:, None]]
-    if real.size and not (real.min() >= 0 and real.max() < config.vocab_size):
-        raise ValueError(
-            f"tokens must be between 0 and {config.vocab_size - 1}, "
-            f"got {real.min()} to {real.max()}"
-        )

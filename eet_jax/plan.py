@@ -91,7 +91,8 @@ def _check_sizes(config: DecoderConfig, batch: int, max_seq_len: int, page_size:
         raise ValueError(f"batch must be at least 1, got {batch}")
     if not 1 <= max_seq_len <= config.max_seq_len:
         raise ValueError(
-            f"max_seq_len must be between 1 and the decoder's {config.max_seq_len}, got {max_seq_len}"
+            f"max_seq_len must be between 1 and the decoder's {config.max_seq_len}, "
+            f"got {max_seq_len}"
         )
     if page_size < 8 or page_size % 8:
         raise ValueError(f"page_size must be a positive multiple of 8, got {page_size}")

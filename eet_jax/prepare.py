@@ -1,7 +1,8 @@
 """From the canonical parameter tree to the layout that the kernels read, and back.
 
-Only output rows are permuted: QKV grouped by KV head, rotary pairs adjacent, gate and up interleaved.
-So one copy serves prefill and decode, and the canonical tree can be recovered bit for bit.
+Only output rows are permuted: QKV grouped by KV head, rotary pairs adjacent, gate and up
+interleaved. So one copy serves prefill and decode, and the canonical tree can be recovered bit for
+bit.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ def test_errors(variables):
         decoder.apply(variables, TOKENS[:, :3], attention_mask=jnp.asarray([[1, 1, 0], [1, 0, 1]]))
     with pytest.raises(ValueError, match="positions cannot be given with a state"):
         decoder.apply(variables, TOKENS, positions=TOKENS, state=eet_jax.init_state(CONFIG, 2))
+    params = variables["params"] | {"layers": variables["params"]["layers"] | {"mlp": {}}}
     with pytest.raises(ValueError, match="missing layers/mlp/up/kernel"):
-        params = variables["params"] | {"layers": variables["params"]["layers"] | {"mlp": {}}}
         eet_jax.prepare(CONFIG, params)
     with pytest.raises(ValueError, match="give either rngs or params"):
         eet_jax.nnx.Decoder(CONFIG)

@@ -214,8 +214,8 @@ def test_bad_arrays(params):
         eet_jax.generate(CONFIG, params, np.ones(3, int), max_new_tokens=1)
     with pytest.raises(TypeError, match="decoder must be a Decoder"):
         eet_jax.generate("model", params, [[1]], max_new_tokens=1)
+    state = eet_jax.init_state(CONFIG, 2)
     with pytest.raises(ValueError, match="prompts must be 2, as the state has rows, got 1"):
-        state = eet_jax.init_state(CONFIG, 2)
         eet_jax.generate(CONFIG, params, [[1]], max_new_tokens=1, state=state)
 
 

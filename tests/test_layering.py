@@ -16,6 +16,7 @@ FLOORS = [
     {"text", "generation", "requests", "pretrained"},
     {"linen", "nnx", "module_call", "forward"},
     {"decoder", "ends", "positions"},
+    {"arguments", "packing"},
     {"state", "plan", "pool", "prepare", "masks", "checkpoint"},
     {"params", "rotary", "models", "compilation"},
     {"config"},

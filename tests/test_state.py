@@ -131,6 +131,14 @@ def test_pool_too_small(weights):
     assert state.batch == 1
 
 
+def test_prefill_without_pages_answers_nan(weights):
+    state = eet_jax.init_state(CONFIG, 2, 256, pages=3)
+    tokens = np.zeros((2, 100), np.int32)
+    logits, state = eet_jax.prefill(CONFIG, weights, tokens, [100, 20], state)
+    assert np.all(np.isfinite(np.asarray(logits[0])))
+    assert np.all(np.isnan(np.asarray(logits[1])))
+
+
 def test_full_row_answers_nan(weights):
     config = CONFIG.replace(max_seq_len=64)
     state = eet_jax.init_state(config, 2)

@@ -25,7 +25,8 @@ inline ffi::Error LaunchStatus() {
   const std::string problem = std::exchange(LaunchProblem(), {});
   if (!problem.empty()) return ffi::Error::Internal(problem);
   const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? ffi::Error::Success() : ffi::Error::Internal(cudaGetErrorString(error));
+  return error == cudaSuccess ? ffi::Error::Success()
+                              : ffi::Error::Internal(cudaGetErrorString(error));
 }
 
 #else
@@ -92,9 +93,10 @@ struct CtxDecoding<eet::StreamContext> {
     if (!decoded) return std::nullopt;
     pool.emplace(*decoded);
     return eet::Stream{.pool = &*pool,
-                       .schedule = [](void* target, std::function<void()> task) {
-                         static_cast<ThreadPool*>(target)->Schedule(std::move(task));
-                       },
+                       .schedule =
+                           [](void* target, std::function<void()> task) {
+                             static_cast<ThreadPool*>(target)->Schedule(std::move(task));
+                           },
                        .num_threads = static_cast<int>(pool->num_threads())};
   }
 };
@@ -105,6 +107,6 @@ struct CtxDecoding<eet::StreamContext> {
 
 // Defines the exported C symbol of a handler. Handlers only launch, so that XLA may capture them in
 // CUDA graphs.
-#define EET_HANDLER(symbol, function, ...)                                                         \
-  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* symbol(XLA_FFI_CallFrame*);     \
+#define EET_HANDLER(symbol, function, ...)                                                     \
+  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* symbol(XLA_FFI_CallFrame*); \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(symbol, function, __VA_ARGS__, {ffi::Traits::kCmdBufferCompatible})

@@ -10,9 +10,10 @@
 
 namespace eet {
 
-// Calls body(block) for every block in [0, blocks), on this thread and the pool's. XLA runs handlers
-// on the same pool, so waiting for a task that has not started can deadlock: the caller takes blocks
-// like everybody else and waits only for blocks that somebody has begun. Late tasks find none left.
+// Calls body(block) for every block in [0, blocks), on this thread and the pool's. XLA runs
+// handlers on the same pool, so waiting for a task that has not started can deadlock: the caller
+// takes blocks like everybody else and waits only for blocks that somebody has begun. Late tasks
+// find none left.
 template <typename Body>
 void ParallelFor(const Stream& stream, int64_t blocks, const Body& body) {
   const int64_t helpers = std::min<int64_t>(stream.num_threads, blocks) - 1;
@@ -41,9 +42,8 @@ template <typename Body>
 void ParallelRanges(const Stream& stream, int64_t size, int64_t grain, const Body& body) {
   const int64_t most = std::max<int64_t>(1, int64_t{4} * stream.num_threads);
   const int64_t step = std::max({int64_t{1}, grain, (size + most - 1) / most});
-  ParallelFor(stream, (size + step - 1) / step, [&](int64_t block) {
-    body(block * step, std::min(size, (block + 1) * step));
-  });
+  ParallelFor(stream, (size + step - 1) / step,
+              [&](int64_t block) { body(block * step, std::min(size, (block + 1) * step)); });
 }
 
 }  // namespace eet

@@ -25,17 +25,17 @@ struct AttentionSizes {
 
 template <typename T>
 struct AttentionBlockArgs {
-  const T* x;                 // [tokens, hidden]
-  const T* residual;          // [tokens, hidden] or nullptr
-  T* y;                       // [tokens, hidden]; may be x or residual
+  const T* x;         // [tokens, hidden]
+  const T* residual;  // [tokens, hidden] or nullptr
+  T* y;               // [tokens, hidden]; may be x or residual
   NormWeights<T> norm;
-  const T* qkv_kernel;        // [qkv_size, hidden], grouped by KV head, rotary pairs adjacent
-  const T* qkv_bias;          // [qkv_size] or nullptr
-  const T* q_norm;            // [head_dim] or nullptr
-  const T* k_norm;            // [head_dim] or nullptr
-  const T* o_kernel;          // [hidden, q_size]
-  const T* o_bias;            // [hidden] or nullptr
-  T* k;                       // [pages, kv_heads, page_size, head_dim], of this layer
+  const T* qkv_kernel;  // [qkv_size, hidden], grouped by KV head, rotary pairs adjacent
+  const T* qkv_bias;    // [qkv_size] or nullptr
+  const T* q_norm;      // [head_dim] or nullptr
+  const T* k_norm;      // [head_dim] or nullptr
+  const T* o_kernel;    // [hidden, q_size]
+  const T* o_bias;      // [hidden] or nullptr
+  T* k;                 // [pages, kv_heads, page_size, head_dim], of this layer
   T* v;
   const int32_t* page_table;  // [batch, max_pages]
   const int32_t* rows;        // [tokens]
@@ -43,9 +43,9 @@ struct AttentionBlockArgs {
   const float* rotary_table;  // [tokens, rotary_dim / 2, 2] or nullptr
   const float* alibi_slopes;  // [heads] or nullptr
   AttentionSizes sizes;
-  float scale, soft_cap;      // of the scores; soft_cap 0: none
-  int64_t window;             // 0: none
-  LinearPath path;            // kDecode: one token per row
+  float scale, soft_cap;  // of the scores; soft_cap 0: none
+  int64_t window;         // 0: none
+  LinearPath path;        // kDecode: one token per row
 };
 
 // Activations of the block. Pieces whose lives do not meet share memory: q takes the place of the

@@ -34,7 +34,8 @@ struct BlockAttributes {
 
 template <typename T>
 NormWeights<T> ReadNorm(Operands& operands, const BlockAttributes& attrs) {
-  NormWeights<T> norm{.kind = NormKind(attrs.norm), .scale = nullptr, .bias = nullptr, .eps = attrs.eps};
+  NormWeights<T> norm{
+      .kind = NormKind(attrs.norm), .scale = nullptr, .bias = nullptr, .eps = attrs.eps};
   norm.scale = operands.NextLayer<T>(attrs.layer);
   norm.bias = operands.NextLayer<T>(attrs.layer);
   return norm;
@@ -70,7 +71,8 @@ void ReadCacheAndTokens(Operands& operands, const BlockAttributes& attrs,
   sizes.heads /= sizes.head_dim;
   sizes.batch = page_table.dimensions()[0];
   sizes.max_pages = page_table.dimensions()[1];
-  const int64_t offset = attrs.layer * sizes.pages * sizes.kv_heads * sizes.page_size * sizes.head_dim;
+  const int64_t offset =
+      attrs.layer * sizes.pages * sizes.kv_heads * sizes.page_size * sizes.head_dim;
   args.k = const_cast<T*>(Data<T>(k)) + offset;  // aliased to the result
   args.v = const_cast<T*>(Data<T>(v)) + offset;
   args.page_table = Data<int32_t>(page_table);

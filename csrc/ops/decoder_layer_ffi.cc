@@ -18,9 +18,9 @@ static ffi::Error DecoderLayerHandler(Stream stream, ffi::RemainingArgs args,
     ReadMlpWeights(operands, attrs, mlp);
     ReadCacheAndTokens(operands, attrs, attention);
     mlp.sizes.tokens = attention.sizes.tokens;
-    const auto workspace = ReadWorkspace(
-        operands, DecoderLayerWorkspace<T>(attention.sizes, mlp.sizes, attrs.parallel_residual,
-                                           attrs.path()));
+    const auto workspace =
+        ReadWorkspace(operands, DecoderLayerWorkspace<T>(attention.sizes, mlp.sizes,
+                                                         attrs.parallel_residual, attrs.path()));
     if (!workspace) return workspace.error();
     if (ffi::Error error = CheckPiece("x", x, *results.get<ffi::AnyBuffer>(0), false);
         error.failure()) {

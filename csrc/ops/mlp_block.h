@@ -19,9 +19,9 @@ struct MlpSizes {
 
 template <typename T>
 struct MlpBlockArgs {
-  const T* x;            // [tokens, hidden]
-  const T* residual;     // [tokens, hidden] or nullptr
-  T* y;                  // [tokens, hidden]; may be x or residual
+  const T* x;         // [tokens, hidden]
+  const T* residual;  // [tokens, hidden] or nullptr
+  T* y;               // [tokens, hidden]; may be x or residual
   NormWeights<T> norm;
   const T* up_kernel;    // [up_size, hidden], rows of gate and up interleaved when gated
   const T* up_bias;      // [up_size] or nullptr

@@ -1,0 +1,70 @@
+"""Ragged batches as one list of tokens, and that list in chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Chunk = Callable[[Any, int, Any], Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """The real tokens of a batch, one row after the other."""
+
+    ids: jax.Array
+    """[tokens]"""
+    rows: jax.Array
+    """[tokens], -1 after the last real one"""
+    positions: jax.Array
+    """[tokens], in their sequence"""
+    offsets: jax.Array
+    """[tokens], in the padded batch"""
+    count: jax.Array
+    """How many are real"""
+    embeds: jax.Array | None = None
+    """[batch, seq, hidden], not packed"""
+
+    @property
+    def size(self) -> int:
+        """Tokens, real or not."""
+        return self.ids.shape[0]
+
+
+def pack(tokens: jax.Array, lengths: jax.Array, starts: jax.Array) -> Packed:
+    """Packs right-padded ``tokens``; what is left over at the end has row -1."""
+    batch, size = tokens.shape
+    ends = jnp.cumsum(lengths)
+    index = jnp.arange(batch * size, dtype=jnp.int32)
+    row = jnp.sum(index[:, None] >= ends, axis=1, dtype=jnp.int32)
+    inside = jnp.minimum(row, batch - 1)
+    offset = jnp.clip(index - (ends - lengths)[inside], 0, max(size - 1, 0))
+    return Packed(
+        ids=tokens[inside, offset],
+        rows=jnp.where(row < batch, row, -1),
+        positions=starts[inside] + offset,
+        offsets=offset,
+        count=ends[-1],
+    )
+
+
+def padded_tokens(packed: Packed, limit: int) -> int:
+    """Tokens of all chunks of at most ``limit`` tokens together."""
+    size = min(packed.size, limit)
+    return -(-packed.size // size) * size if size else 0
+
+
+def for_chunks(packed: Packed, limit: int, chunk: Chunk, carry: Any) -> Any:
+    """Calls ``chunk(start, size, carry)`` for each chunk with a real token, ``limit`` at most."""
+    size = min(packed.size, limit)
+    if size == 0:
+        return carry
+    if size == packed.size:
+        return chunk(0, size, carry)
+    chunks = (packed.count + size - 1) // size
+    return jax.lax.fori_loop(0, chunks, lambda i, carry: chunk(i * size, size, carry), carry)
