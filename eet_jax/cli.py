@@ -28,7 +28,7 @@ def _commands(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "Once upon a time",
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "It was a",
     model: Annotated[
         str, typer.Option(help="A Hugging Face directory, or a model inside the package.")
     ] = "eet-tiny",
