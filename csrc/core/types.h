@@ -23,7 +23,11 @@ using float16 = __half;
 
 namespace eet {
 
+#if defined(__aarch64__) && !defined(__clang__) && __GNUC__ < 13
+using float16 = __fp16;  // the same format: this compiler has no _Float16 in C++
+#else
 using float16 = _Float16;
+#endif
 
 // The upper half of a float, rounded to nearest even.
 struct bfloat16 {
