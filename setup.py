@@ -60,7 +60,8 @@ class CMakeBuild(build_ext):
         libraries.mkdir(parents=True, exist_ok=True)
         shutil.copy2(build / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}", module)
         for library in build.glob("libeet_*.so"):
-            shutil.copy2(library, libraries / library.name)
+            if library.name != "libeet_cuda.so" or build_cuda.compiler():
+                shutil.copy2(library, libraries / library.name)
 
     def copy_extensions_to_source(self) -> None:
         """For editable installs: the kernel libraries go where the module goes."""
@@ -72,6 +73,8 @@ class CMakeBuild(build_ext):
         """Runs CMake's first half."""
         options = {
             "CMAKE_BUILD_TYPE": "Release",
+            # An isolated build's ninja is gone by the next one, which finds it in CMake's cache.
+            "CMAKE_MAKE_PROGRAM": shutil.which("ninja") or "ninja",
             "EET_PYTHON_INCLUDE": sysconfig.get_paths()["include"],
             "EET_PYTHON_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
             "EET_PYBIND11_INCLUDE": package_include("pybind11"),

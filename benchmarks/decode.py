@@ -135,7 +135,9 @@ def eet_loop(
         state = rewound(held[0], context)
         carry = first(config, state)
         for _ in range(steps // CHUNK_STEPS):
-            carry, out = _decode_chunk(config, weights, carry, sampling, limits)
+            carry, out = _decode_chunk(
+                config, weights, carry, sampling, limits, np.zeros(batch, bool)
+            )
         held[0] = carry.state
         return out
 

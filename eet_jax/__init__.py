@@ -25,12 +25,12 @@ from eet_jax.state import DecodeState as DecodeState
 from eet_jax.state import init_state as init_state
 
 if TYPE_CHECKING:
-    from eet_jax.doctor import doctor as doctor
+    from eet_jax.installation import doctor as doctor
     from eet_jax.llm import LLM as LLM
 
 __version__ = "0.1.0"
 
-_LAZY = {"LLM": "eet_jax.llm", "doctor": "eet_jax.doctor"}
+_LAZY = {"LLM": "eet_jax.llm", "doctor": "eet_jax.installation"}
 """Names whose modules import more than JAX and Flax."""
 
 

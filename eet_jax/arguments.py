@@ -12,47 +12,72 @@ from eet_jax.config import DecoderConfig
 from eet_jax.state import DecodeState
 
 
-def checked_tokens(tokens: Any, shape: tuple[int, ...]) -> jax.Array:
-    """``tokens`` as int32; TypeError and ValueError unless they are ints of ``shape``."""
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"tokens must be ints, got {tokens.dtype.name}")
-    if tokens.shape != shape:
-        raise ValueError(f"tokens must have shape {shape}, got {tokens.shape}")
-    return tokens.astype(jnp.int32)
+def checked_tokens(config: DecoderConfig, tokens: Any, shape: tuple[int, ...]) -> jax.Array:
+    """``tokens`` as int32. Values are looked at only where they are on the host.
+
+    Raises:
+        TypeError: unless they are ints; ValueError: unless they have ``shape`` and are ids.
+    """
+    _check_ints("tokens", tokens)
+    if np.shape(tokens) != shape:
+        raise ValueError(f"tokens must have shape {shape}, got {np.shape(tokens)}")
+    if not isinstance(tokens, jax.Array):
+        _check_ids(config, np.asarray(tokens))
+    return jnp.asarray(tokens, jnp.int32)
 
 
 def checked_prompt(
     config: DecoderConfig, tokens: Any, lengths: Any, state: DecodeState
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens `[batch, seq]` and lengths `[batch]` as int32; their values too, outside of jit."""
-    tokens = jnp.asarray(tokens)
-    if tokens.ndim != 2:
-        raise ValueError(f"tokens must have shape [batch, seq], got {tokens.shape}")
-    tokens = checked_tokens(tokens, (state.batch, tokens.shape[1]))
+    """Tokens `[batch, seq]` and lengths `[batch]` as int32; their values too, outside of jit.
+
+    Raises:
+        TypeError: unless both are ints; ValueError: for wrong shapes, ids or lengths.
+    """
+    _check_ints("tokens", tokens)
+    shape = np.shape(tokens)
+    if len(shape) != 2:
+        raise ValueError(f"tokens must have shape [batch, seq], got {shape}")
+    if shape[0] != state.batch:
+        raise ValueError(f"tokens must have shape {(state.batch, shape[1])}, got {shape}")
     if lengths is None:
-        lengths = jnp.full((state.batch,), tokens.shape[1], jnp.int32)
-    lengths = jnp.asarray(lengths, jnp.int32)
-    if lengths.shape != (state.batch,):
-        raise ValueError(f"lengths must have shape ({state.batch},), got {lengths.shape}")
-    arrays = (tokens, lengths, state.lengths)
-    if not any(isinstance(array, jax.core.Tracer) for array in arrays):
-        values = [np.asarray(array) for array in arrays]
-        _check_values(config, values[0], values[1], values[2], state.capacity)
-    return tokens, lengths
+        lengths = np.full(state.batch, shape[1], np.int32)
+    _check_ints("lengths", lengths)
+    if np.shape(lengths) != (state.batch,):
+        raise ValueError(f"lengths must have shape ({state.batch},), got {np.shape(lengths)}")
+    given = (tokens, lengths, state.lengths)
+    if not any(isinstance(array, jax.core.Tracer) for array in given):
+        values = [np.asarray(array) for array in given]
+        limit = min(state.capacity, config.max_seq_len)
+        _check_lengths(values[1], values[2], shape[1], limit)
+        _check_ids(config, values[0][np.arange(shape[1]) < values[1][:, None]])
+    return jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths, jnp.int32)
 
 
-def _check_values(
-    config: DecoderConfig, tokens: np.ndarray, lengths: np.ndarray, held: np.ndarray, capacity: int
-) -> None:
-    seq = tokens.shape[1]
+def check_embeds(config: DecoderConfig, embeds: Any, shape: tuple[int, ...]) -> None:
+    """Raises ValueError or TypeError unless ``embeds`` is `[*shape, hidden]` of a float dtype."""
+    want = (*shape, config.hidden_size)
+    if embeds.shape != want:
+        raise ValueError(f"inputs_embeds must have shape {want}, got {embeds.shape}")
+    if not jnp.issubdtype(embeds.dtype, jnp.floating):
+        raise TypeError(f"inputs_embeds must have a float dtype, got {embeds.dtype.name}")
+
+
+def _check_ints(name: str, array: Any) -> None:
+    dtype = array.dtype if isinstance(array, jax.Array) else np.asarray(array).dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise TypeError(f"{name} must be ints, got {dtype.name}")
+
+
+def _check_ids(config: DecoderConfig, ids: np.ndarray) -> None:
+    if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
+        raise ValueError(
+            f"tokens must be between 0 and {config.vocab_size - 1}, got {ids.min()} to {ids.max()}"
+        )
+
+
+def _check_lengths(lengths: np.ndarray, held: np.ndarray, seq: int, limit: int) -> None:
     if lengths.size and not (lengths.min() >= 0 and lengths.max() <= seq):
         raise ValueError(f"lengths must be between 0 and {seq}, got {lengths.tolist()}")
-    if np.any(held + lengths > capacity):
-        raise ValueError(f"rows can hold {capacity} tokens, got {(held + lengths).tolist()}")
-    real = tokens[np.arange(seq) < lengths[:, None]]
-    if real.size and not (real.min() >= 0 and real.max() < config.vocab_size):
-        raise ValueError(
-            f"tokens must be between 0 and {config.vocab_size - 1}, "
-            f"got {real.min()} to {real.max()}"
-        )
+    if np.any(held + lengths > limit):
+        raise ValueError(f"rows can hold {limit} tokens, got {(held + lengths).tolist()}")

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from eet_jax.doctor import Report
+    from eet_jax.installation import Report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
 def _commands(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False,
 ) -> None:
     """Transformer decoder inference for JAX and Flax."""
-    context.obj = debug
+    del debug  # looked at by main, which sees errors
 
 
 @app.command()
@@ -68,7 +68,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Report versions, native libraries and devices, and what is missing."""
-    from eet_jax.doctor import doctor as examine
+    from eet_jax.installation import doctor as examine
 
     report = examine()
     if as_json:
@@ -82,12 +82,12 @@ def _print_report(report: Report) -> None:
     console = Console(soft_wrap=True)
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (report.versions | report.libraries).items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     for device in report.devices:
-        table.add_row("device", device)
+        table.add_row("device", Text(device))
     console.print(table)
     for problem in report.problems:
-        console.print(f"[red]problem[/red] {problem}")
+        console.print(Text.assemble(("problem ", "red"), problem))
     if report.healthy:
         console.print("[green]everything is in place[/green]")
 
@@ -99,5 +99,5 @@ def main() -> None:
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError, ImportError) as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[red]error[/red] {error}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error ", "red"), str(error)))
         raise SystemExit(1) from None

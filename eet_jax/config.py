@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import numpy as np
@@ -116,6 +117,7 @@ class DecoderConfig:
         if isinstance(self.sliding_window, list):
             object.__setattr__(self, "sliding_window", tuple(self.sliding_window))
         self._check_sizes()
+        self._check_numbers()
         self._check_options()
 
     def _check_sizes(self) -> None:
@@ -134,6 +136,15 @@ class DecoderConfig:
                 f"num_heads must be a multiple of num_kv_heads, "
                 f"got {self.num_heads} and {self.num_kv_heads}"
             )
+
+    def _check_numbers(self) -> None:
+        for name in ("norm_eps", "rope_theta", "embedding_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("attention_scale", "attention_soft_cap", "logit_soft_cap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive or None, got {value}")
 
     def _check_options(self) -> None:
         for name, choices in _CHOICES.items():

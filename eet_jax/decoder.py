@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from eet_jax import ends, positions
-from eet_jax.arguments import checked_prompt, checked_tokens
+from eet_jax.arguments import check_embeds, checked_prompt, checked_tokens
 from eet_jax.config import DecoderConfig
 from eet_jax.packing import Packed, for_chunks, pack, padded_tokens
 from eet_jax.params import Params
@@ -70,7 +70,8 @@ def decode_step(
 
     Args:
         params: the canonical tree, or better ``prepare(config, params)``.
-        tokens: `[batch]` int32.
+        tokens: `[batch]` int32. Ids outside the vocabulary raise unless they are on the device
+            already or traced; then they are clamped.
         state: donated.
 
     Returns:
@@ -80,7 +81,7 @@ def decode_step(
     Raises:
         ValueError: if shapes do not fit; TypeError: for tokens that are not ints.
     """
-    tokens = checked_tokens(tokens, (state.batch,))
+    tokens = checked_tokens(config, tokens, (state.batch,))
     weights = prepare(config, params)
     return _decode_step(config, weights, tokens, state, implementation)
 
@@ -106,6 +107,8 @@ def extend(
         As ``prefill``.
     """
     tokens, lengths = checked_prompt(config, tokens, lengths, state)
+    if inputs_embeds is not None:
+        check_embeds(config, inputs_embeds, tokens.shape)
     weights = prepare(config, params)
     return _extend(
         config, weights, tokens, lengths, state, inputs_embeds, return_hidden, implementation
@@ -121,7 +124,7 @@ def _prefill(
     state: DecodeState,
     implementation: str | None,
 ) -> tuple[jax.Array, DecodeState]:
-    state = reserve(state, state.lengths + lengths)
+    state, lengths = _reserve(state, lengths)
     packed = pack(tokens, lengths, state.lengths)
     hidden = jnp.zeros((state.batch, config.hidden_size), config.dtype)
     last = jnp.cumsum(lengths) - 1
@@ -138,8 +141,7 @@ def _prefill(
     state, hidden = for_chunks(packed, limit, chunk, (state, hidden))
     logits = ends.logits(config, weights, hidden, path="decode", implementation=implementation)
     state = dataclasses.replace(state, lengths=state.lengths + lengths)
-    answered = (lengths > 0) & _has_pages(state)
-    return jnp.where(answered[:, None], logits, jnp.nan), state
+    return jnp.where(lengths[:, None] > 0, logits, jnp.nan), state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=4)
@@ -153,7 +155,8 @@ def _extend(
     return_hidden: bool,
     implementation: str | None,
 ) -> tuple[jax.Array, DecodeState]:
-    state = reserve(state, state.lengths + lengths)
+    asked = lengths
+    state, lengths = _reserve(state, asked)
     packed = pack(tokens, lengths, state.lengths)
     packed = dataclasses.replace(packed, embeds=inputs_embeds)
     limit = state.residual.shape[0]
@@ -175,17 +178,21 @@ def _extend(
     state, out = for_chunks(packed, limit, chunk, (state, out))
     state = dataclasses.replace(state, lengths=state.lengths + lengths)
     starts = jnp.cumsum(lengths) - lengths
-    index = starts[:, None] + jnp.arange(tokens.shape[1])
-    real = jnp.arange(tokens.shape[1]) < lengths[:, None]
-    unpacked = jnp.take(out, jnp.clip(index, 0, out.shape[0] - 1), axis=0)
-    unpacked = jnp.where(_has_pages(state)[:, None, None], unpacked, jnp.nan)
-    return jnp.where(real[..., None], unpacked, 0), state
+    column = jnp.arange(tokens.shape[1])
+    index = jnp.clip(starts[:, None] + column, 0, max(out.shape[0] - 1, 0))
+    unpacked = jnp.take(out, index, axis=0)
+    unpacked = jnp.where((column < lengths[:, None])[..., None], unpacked, jnp.nan)
+    return jnp.where((column < asked[:, None])[..., None], unpacked, 0), state
 
 
-def _has_pages(state: DecodeState) -> jax.Array:
-    """Whether the last token of each row has a page `[batch]`; a cache can be too small."""
-    last = jnp.clip(state.lengths - 1, 0, state.capacity - 1) // state.k.shape[3]
-    return jnp.take_along_axis(state.page_table, last[:, None], axis=1)[:, 0] > 0
+def _reserve(state: DecodeState, lengths: jax.Array) -> tuple[DecodeState, jax.Array]:
+    """Pages for ``lengths`` more tokens; a row that does not find all of its own gets no tokens."""
+    ends = state.lengths + lengths
+    table = reserve(state, ends).page_table
+    last = jnp.clip(ends - 1, 0, state.capacity - 1) // state.k.shape[3]
+    fits = jnp.take_along_axis(table, last[:, None], axis=1)[:, 0] > 0
+    table = jnp.where(fits[:, None], table, state.page_table)
+    return dataclasses.replace(state, page_table=table), jnp.where(fits, lengths, 0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
@@ -213,7 +220,7 @@ def decode_active(
     batch, page_size = state.batch, state.k.shape[3]
     at = jnp.minimum(state.lengths, state.capacity - 1) // page_size
     page = jnp.take_along_axis(state.page_table, at[:, None], axis=1)[:, 0]
-    room = (state.lengths < state.capacity) & (page > 0)
+    room = (state.lengths < min(state.capacity, config.max_seq_len)) & (page > 0)
     rows = jnp.where(active & room, jnp.arange(batch, dtype=jnp.int32), -1)
     stream = ends.embed(
         config, weights, tokens, state.lengths, into=state.residual, implementation=implementation

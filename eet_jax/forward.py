@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from eet_jax.config import DecoderConfig
 from eet_jax.params import Params
 from eet_jax.positions import alibi_slopes, rotary_table
 from eet_jax.prepare import Prepared, prepare
-from xla_ops import attention, linear, mlp, rms_norm, rotary
+from xla_ops import AttentionWeights, MlpWeights, attention, linear, mlp, rms_norm, rotary
 
 
 def forward(
@@ -61,8 +62,8 @@ def forward(
         raise ValueError(f"positions must have shape {shape}, got {positions.shape}")
     x = _embed(config, weights, tokens, inputs_embeds, positions, implementation)
     table = rotary_table(config, positions)
-    for layer in range(config.num_layers):
-        x = _layer(config, weights, layer, x, table, implementation)
+    for layer, (attention_weights, mlp_weights) in enumerate(_unstack(config, weights)):
+        x = _layer(config, attention_weights, mlp_weights, layer, x, table, implementation)
     if return_hidden:
         out = ends.final_norm(config, weights, x, implementation)
     else:
@@ -81,6 +82,11 @@ def _checked_shape(
             raise ValueError(
                 f"inputs_embeds must have shape [batch, seq, {config.hidden_size}], "
                 f"got {embeds.shape}"
+            )
+        if embeds.shape[1] > config.max_seq_len:
+            raise ValueError(
+                f"inputs_embeds must have at most max_seq_len {config.max_seq_len} positions, "
+                f"got {embeds.shape[1]}"
             )
         return embeds.shape[0], embeds.shape[1]
     assert tokens is not None
@@ -111,16 +117,27 @@ def _embed(
     return ends.add_positions(weights, embeds.astype(config.dtype), positions)
 
 
+def _unstack(
+    config: DecoderConfig, weights: Prepared
+) -> Iterator[tuple[AttentionWeights, MlpWeights]]:
+    """Each layer's weights. One split: slices would each be differentiated to a whole stack."""
+    leaves, tree = jax.tree.flatten((weights.attention, weights.mlp))
+    ones = [1] * config.num_layers
+    split = [jax.lax.split(leaf, ones) for leaf in leaves]
+    for layer in range(config.num_layers):
+        yield jax.tree.unflatten(tree, [parts[layer][0] for parts in split])
+
+
 def _layer(
     config: DecoderConfig,
-    weights: Prepared,
+    attention_weights: AttentionWeights,
+    w: MlpWeights,
     layer: int,
     x: jax.Array,
     table: jax.Array | None,
     implementation: str | None,
 ) -> jax.Array:
-    w = jax.tree.map(lambda stack: stack[layer], weights.mlp)
-    attended = _attention(config, weights, layer, x, table, implementation)
+    attended = _attention(config, attention_weights, layer, x, table, implementation)
     source = x if config.parallel_residual else x + attended
     normed = ends.norm(config, source, w.norm_scale, w.norm_bias, implementation)
     fed = mlp(
@@ -138,19 +155,18 @@ def _layer(
 
 def _attention(
     config: DecoderConfig,
-    weights: Prepared,
+    w: AttentionWeights,
     layer: int,
     x: jax.Array,
     table: jax.Array | None,
     implementation: str | None,
 ) -> jax.Array:
-    w = jax.tree.map(lambda stack: stack[layer], weights.attention)
     normed = ends.norm(config, x, w.norm_scale, w.norm_bias, implementation)
     qkv = linear(normed, w.qkv_kernel, w.qkv_bias, implementation=implementation)
     qkv = qkv.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
     q = qkv[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
     k, v = qkv[..., -2, :], qkv[..., -1, :]
-    if config.qk_norm:
+    if w.q_norm is not None and w.k_norm is not None:
         q = rms_norm(q, w.q_norm, eps=config.norm_eps, implementation=implementation)
         k = rms_norm(k, w.k_norm, eps=config.norm_eps, implementation=implementation)
     if table is not None:

@@ -93,6 +93,8 @@ def generate(
     """
     if num_beams != 1:
         raise ValueError(f"num_beams must be 1, beam search is not built yet, got {num_beams}")
+    if pool is not None and state is not None:
+        raise ValueError("give either pool or state, a state has its memory already")
     config, params = requests.resolve(decoder, params)
     request = requests.make(
         config,
@@ -166,18 +168,16 @@ class Run:
         on_gpu = next(iter(loop.state.k.devices())).platform == "gpu"
         ahead = 1 if on_gpu else 0  # keeps the GPU busy while the host reads a chunk
         pending: collections.deque[Any] = collections.deque()
-        steps = 0
+        steps, stopped = 0, np.zeros(request.batch, bool)
         while not self.finished.all():
             while steps < request.max_new_tokens and len(pending) <= ahead:
                 loop, out = _decode_chunk(
-                    self.config, self.weights, loop, self.sampling, request.limits()
+                    self.config, self.weights, loop, self.sampling, request.limits(), stopped
                 )
                 self.state = loop.state
                 pending.append(out)
                 steps += CHUNK_STEPS
-            stopped = self._take(*pending.popleft())
-            if stopped.any():
-                loop = dataclasses.replace(loop, done=loop.done | stopped)
+            stopped = stopped | self._take(*pending.popleft())
             yield
 
     def final_state(self) -> DecodeState:
@@ -265,10 +265,19 @@ def _first(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _decode_chunk(
-    config: DecoderConfig, weights: Prepared, loop: Loop, sampling: Sampling, limits: Any
+    config: DecoderConfig,
+    weights: Prepared,
+    loop: Loop,
+    sampling: Sampling,
+    limits: Any,
+    stopped: Any,
 ) -> tuple[Loop, tuple[jax.Array, jax.Array, jax.Array]]:
-    """CHUNK_STEPS tokens for every row; returns them `[steps, batch]`, with who was active."""
+    """CHUNK_STEPS tokens for every row; returns them `[steps, batch]`, with who was active.
+
+    ``stopped`` `[batch]` are rows that the host has ended.
+    """
     max_new_tokens, eos = limits
+    loop = dataclasses.replace(loop, done=loop.done | stopped)
     batch = loop.done.shape[0]
     left = jnp.where(loop.done, 0, jnp.clip(max_new_tokens - loop.generated, 0, CHUNK_STEPS))
     loop = dataclasses.replace(loop, state=reserve(loop.state, loop.state.lengths + left))

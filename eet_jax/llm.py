@@ -40,6 +40,8 @@ class LLM:
                 f"{tokenizer} is missing; transformers writes it with a tokenizer"
             )
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer))
+        self.tokenizer.no_truncation()  # what training left in the file is not meant for prompts
+        self.tokenizer.no_padding()
         self.config, params = checkpoint.load(self.directory, dtype=dtype)
         self.weights = prepare(self.config, params, donate=True)
         self.eos_token_id = _eos(self.directory)
@@ -64,16 +66,13 @@ class LLM:
         Raises:
             ValueError, TypeError: as ``eet_jax.generate``.
         """
-        single = isinstance(prompts, str)
-        rows, run = self._run([prompts] if isinstance(prompts, str) else list(prompts), **options)
-        for _ in run.chunks():
-            pass
-        texts = [row.finish() for row in rows]
-        return texts[0] if single else texts
+        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = self._complete(self._encode(rows), **options)
+        return texts[0] if isinstance(prompts, str) else texts
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Continues one text, piece by piece; options as for ``generate``."""
-        (row,), run = self._run([prompt], **options)
+        (row,), run = self._run(self._encode([prompt]), **options)
         for _ in run.chunks():
             if piece := row.take():
                 yield piece
@@ -91,7 +90,10 @@ class LLM:
             ImportError: without transformers and jinja2, with the command that installs them;
             ValueError: if the model has no chat template.
         """
-        return self.generate(self.chat_prompt(messages), **options)
+        text = self.chat_prompt(messages)
+        # The template has written the special tokens.
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._complete([ids], **options)[0]
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
         """The text that the chat template makes of ``messages``; errors as ``chat``."""
@@ -109,9 +111,18 @@ class LLM:
         )
         return text
 
+    def _encode(self, prompts: list[str]) -> list[list[int]]:
+        return [self.tokenizer.encode(prompt).ids for prompt in prompts]
+
+    def _complete(self, ids: list[list[int]], **options: Any) -> list[str]:
+        rows, run = self._run(ids, **options)
+        for _ in run.chunks():
+            pass
+        return [row.finish() for row in rows]
+
     def _run(
         self,
-        prompts: list[str],
+        ids: list[list[int]],
         *,
         max_new_tokens: int = 64,
         stop: str | Sequence[str] | None = None,
@@ -122,7 +133,6 @@ class LLM:
         repetition_penalty: Any = 1.0,
         rng: Any = 0,
     ) -> tuple[list[TextRow], Run]:
-        ids = [self.tokenizer.encode(prompt).ids for prompt in prompts]
         request = requests.make(
             self.config,
             ids,

@@ -47,6 +47,10 @@ def call(
         raise ValueError("give either tokens or inputs_embeds")
     lengths = order = None
     if attention_mask is not None:
+        given: Any = inputs_embeds if tokens is None else tokens
+        want = jnp.shape(given)[:2]
+        if attention_mask.shape != want:
+            raise ValueError(f"attention_mask must have shape {want}, got {attention_mask.shape}")
         lengths, order = masks.right_pad(attention_mask)
         tokens, inputs_embeds = masks.apply(tokens, order), masks.apply(inputs_embeds, order)
     if tokens is None:
@@ -63,4 +67,5 @@ def call(
         implementation=implementation,
     )
     out = out if order is None else masks.undo(out, order)
-    return (out if logits_dtype is None else out.astype(logits_dtype)), state
+    cast = logits_dtype is not None and not return_hidden
+    return (out.astype(logits_dtype) if cast else out), state

@@ -164,6 +164,7 @@ def _check_capacity(
             )
         held = np.asarray(state.lengths)
         limit = min(limit, state.capacity)
+        _check_pages(state, held + [len(row) + max_new_tokens for row in rows])
     needed = max(int(n) + len(row) for n, row in zip(held, rows, strict=True)) + max_new_tokens
     if needed > limit:
         raise ValueError(
@@ -171,6 +172,18 @@ def _check_capacity(
             f"(max_seq_len {config.max_seq_len}), got {needed}"
         )
     return limit if state is not None else min(_bucket(needed, SMALLEST_CAPACITY), limit)
+
+
+def _check_pages(state: DecodeState, lengths: np.ndarray) -> None:
+    """Raises ValueError unless the state has the pages for rows of these lengths."""
+    table = np.asarray(state.page_table)
+    needed = -(-lengths // state.k.shape[3]) - np.count_nonzero(table, axis=1)
+    free = state.k.shape[1] - 1 - len(set(table.reshape(-1).tolist()) - {0})
+    if np.maximum(needed, 0).sum() > free:
+        raise ValueError(
+            f"prompts and max_new_tokens need {np.maximum(needed, 0).sum()} pages of the state, "
+            f"{free} are free"
+        )
 
 
 def _bucket(size: int, smallest: int) -> int:
@@ -243,20 +256,23 @@ def _option(name: str, value: Any, batch: int, dtype: Any, least: float, most: f
 
 
 def _keys(batch: int, rng: Any) -> np.ndarray:
-    """Key words of each row `[batch, 2]` uint32: the seed's, with the row added to a common one."""
+    """Key words of each row `[batch, 2]` uint32; those of a common seed are folded with the row."""
     if isinstance(rng, jax.Array) and jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key):
         rng = jax.random.key_data(rng)
     seeds = np.asarray(rng)
     if seeds.dtype == np.uint32 and seeds.shape == (2,):
-        words = np.broadcast_to(seeds, (batch, 2)).copy()
-        words[:, 1] += np.arange(batch, dtype=np.uint32)
-        return words
+        return _fold_rows(np.broadcast_to(seeds, (batch, 2)))
     if seeds.dtype.kind not in "iu" or seeds.shape not in ((), (batch,)):
         raise ValueError(
             f"rng must be a seed, a key, or a seed for each of {batch} rows, got {rng!r}"
         )
     seeds64 = np.broadcast_to(seeds, (batch,)).astype(np.int64).view(np.uint64)
     words = np.stack([seeds64 & 0xFFFFFFFF, seeds64 >> np.uint64(32)], axis=1).astype(np.uint32)
-    if seeds.shape == ():
-        words[:, 1] += np.arange(batch, dtype=np.uint32)
-    return words
+    return words if seeds.shape else _fold_rows(words)
+
+
+def _fold_rows(words: np.ndarray) -> np.ndarray:
+    """Different keys for the rows of a batch, far from those of neighbouring seeds."""
+    rows = np.arange(len(words), dtype=np.uint32)
+    odd = np.asarray([0x9E3779B9, 0x85EBCA6B], np.uint32)
+    return words ^ (rows[:, None] * odd)

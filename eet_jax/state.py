@@ -62,8 +62,14 @@ class DecodeState:
             ValueError: for a row outside the batch, or if there are not enough free pages.
         """
         rows = self._checked(rows)
+        if len(rows) > self.residual.shape[0]:
+            raise ValueError(
+                f"fork can make at most {self.residual.shape[0]} rows, got {len(rows)}: "
+                "init_state with a larger batch"
+            )
         # Every row but the first of each source needs a page of its own for its partial page.
-        copies = len(rows) - len(set(rows.tolist()))
+        partial = np.asarray(self.lengths)[rows] % self.k.shape[3] != 0
+        copies = int(partial.sum()) - len(set(rows[partial].tolist()))
         lost = sorted(set(range(self.batch)) - set(rows.tolist()))
         free = self.k.shape[1] - 1 - _pages_in_use(self, exclude=lost)
         if copies > free:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # From the top floor to the ground; modules of one floor may import each other.
 FLOORS = [
     {"cli"},
-    {"doctor", "llm"},
+    {"installation", "llm"},
     {"text", "generation", "requests", "pretrained"},
     {"linen", "nnx", "module_call", "forward"},
     {"decoder", "ends", "positions"},

@@ -121,6 +121,11 @@ class LayerOptions:
             "eps": float(self.eps),
             "scale": float(self.scale),
             "soft_cap": float(self.soft_cap),
+            "window": operator.index(self.window),
+            "gated": bool(self.gated),
+            "decode": bool(self.decode),
+            "parallel_residual": bool(self.parallel_residual),
+            "pooled": bool(self.pooled),
         }
 
 

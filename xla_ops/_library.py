@@ -66,7 +66,7 @@ def _load(platform: str, name: str) -> None:
     try:
         library = native().Library(str(path))
         _check(library, native())
-    except (ImportError, RuntimeError) as error:
+    except (ImportError, RuntimeError, KeyError, OSError, ValueError) as error:
         problems[platform] = f"{name} is unusable: {error}"
         return
     libraries[platform] = library
