@@ -219,6 +219,19 @@ def test_bad_arrays(params):
         eet_jax.generate(CONFIG, params, [[1]], max_new_tokens=1, state=state)
 
 
+def test_state_without_pages_is_refused(params):
+    state = eet_jax.init_state(CONFIG, 2, pages=2)
+    with pytest.raises(ValueError, match="need 2 pages of the state, 1 are free"):
+        eet_jax.generate(CONFIG, params, [[1], [2]], max_new_tokens=4, state=state)
+
+
+def test_rows_of_neighbouring_seeds_differ(params):
+    options = {"max_new_tokens": 12, "temperature": 2.0}
+    first = eet_jax.generate(CONFIG, params, [[5]] * 2, rng=jax.random.key(0), **options).tokens
+    second = eet_jax.generate(CONFIG, params, [[5]] * 2, rng=jax.random.key(1), **options).tokens
+    assert len({tuple(row) for row in first + second}) == 4
+
+
 def test_generation_is_a_dataclass():
     assert [field.name for field in dataclasses.fields(eet_jax.Generation)] == [
         "tokens",

@@ -137,6 +137,10 @@ def test_prefill_without_pages_answers_nan(weights):
     logits, state = eet_jax.prefill(CONFIG, weights, tokens, [100, 20], state)
     assert np.all(np.isfinite(np.asarray(logits[0])))
     assert np.all(np.isnan(np.asarray(logits[1])))
+    assert np.asarray(state.lengths).tolist() == [100, 0]
+    state = state.release([0])
+    logits, state = eet_jax.prefill(CONFIG, weights, tokens[:, :9], [0, 9], state)
+    np.testing.assert_allclose(logits[1], forward(weights, [[0] * 9])[0], atol=1e-4, rtol=1e-4)
 
 
 def test_full_row_answers_nan(weights):
