@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/mma.cuh"
+#include "core/shared_tile.cuh"
 #include "core/vector.cuh"
 #include "ops/attention_tile.cuh"
 
@@ -10,21 +11,6 @@ namespace eet {
 
 constexpr int kMmaWarps = 4, kMmaThreads = kMmaWarps * kWarpSize;
 constexpr int kWarpQueries = 16, kMmaQueries = kMmaWarps * kWarpQueries;
-constexpr int kChunk = 8;  // elements of a 16-byte access
-
-// A tile of rows in shared memory. Chunks are permuted within a row so that the same chunk of eight
-// rows, which ldmatrix reads at once, lies in eight different groups of banks.
-template <typename T, int kDim>
-struct SharedTile {
-  static constexpr int kChunks = kDim / kChunk;
-  static_assert(kDim % 32 == 0);
-  T* data;  // [rows, kDim]
-
-  __device__ T* Chunk(unsigned row, unsigned chunk) const {
-    const unsigned swizzle = kChunks % 8 == 0 ? row % 8 : row / 2 % 4;
-    return data + (row * kChunks + (chunk ^ swizzle)) * kChunk;
-  }
-};
 
 // One lane's part of a warp's product with 64 keys: element [n][2 * i + j] is that of query
 // lane / 4 + 8 * i and key 8 * n + lane % 4 * 2 + j.
