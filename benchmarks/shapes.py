@@ -12,15 +12,17 @@ _LLAMA3 = RotaryScaling(
     high_freq_factor=4.0,
 )
 
-MODELS: dict[str, DecoderConfig] = {
-    "gpt2-124m": DecoderConfig(
-        vocab_size=50257,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_layers=12,
-        num_heads=12,
-        num_kv_heads=12,
-        head_dim=64,
+
+def gpt2(*, vocab_size: int, hidden_size: int, num_layers: int, num_heads: int) -> DecoderConfig:
+    """A decoder as GPT-2's; all else follows from these sizes."""
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=hidden_size // num_heads,
         max_seq_len=1024,
         norm="layer",
         norm_eps=1e-5,
@@ -31,7 +33,11 @@ MODELS: dict[str, DecoderConfig] = {
         mlp_bias=True,
         positions="learned",
         tie_word_embeddings=True,
-    ),
+    )
+
+
+MODELS: dict[str, DecoderConfig] = {
+    "gpt2-124m": gpt2(vocab_size=50257, hidden_size=768, num_layers=12, num_heads=12),
     "qwen3-0.6b": DecoderConfig(
         vocab_size=151936,
         hidden_size=1024,
@@ -71,4 +77,11 @@ MODELS: dict[str, DecoderConfig] = {
         norm_eps=1e-5,
         rope_theta=5e5,
     ),
+    # The layer that EET and FasterTransformer published, four of it; so few words weigh nothing.
+    **{
+        f"eet-layer-{hidden}": gpt2(
+            vocab_size=128, hidden_size=hidden, num_layers=4, num_heads=heads
+        )
+        for hidden, heads in ((1024, 16), (2048, 32), (4096, 32), (12288, 96))
+    },
 }
