@@ -14,6 +14,7 @@ from eet_jax.decoder import prefill as prefill
 from eet_jax.generation import Generation as Generation
 from eet_jax.generation import generate as generate
 from eet_jax.linen import Decoder as Decoder
+from eet_jax.partition import partition_specs as partition_specs
 from eet_jax.plan import Plan as Plan
 from eet_jax.plan import plan as plan
 from eet_jax.pool import BufferPool as BufferPool

@@ -34,7 +34,8 @@ def forward(
         tokens: `[batch, seq]` int32; None with ``inputs_embeds``.
         attention_mask: `[batch, seq]`, nonzero for real tokens, padded left or right. Results at
             padding mean nothing.
-        positions: `[batch, seq]` int32, by default counted from each row's first real token.
+        positions: `[batch, seq]` int32, by default counted from each row's first real token; not
+            with ALiBi, whose biases are distances between tokens.
         inputs_embeds: `[batch, seq, hidden]`, in place of the tokens' embeddings.
         return_hidden: return the final norm's output `[batch, seq, hidden]` instead of logits.
         logits_dtype: of the logits, float32 by default.
@@ -43,9 +44,13 @@ def forward(
         `[batch, seq, vocab]`.
 
     Raises:
-        ValueError: if shapes do not fit or both or none of tokens and inputs_embeds are given;
-        TypeError: for tokens that are not ints.
+        ValueError: if shapes do not fit, both or none of tokens and inputs_embeds are given, or
+        positions with ALiBi; TypeError: for tokens that are not ints.
     """
+    if positions is not None and config.positions == "alibi":
+        raise ValueError(
+            "positions cannot be given with ALiBi, whose biases are distances between tokens"
+        )
     weights = prepare(config, params)
     shape = _checked_shape(config, tokens, inputs_embeds)
     order = None

@@ -21,8 +21,13 @@ from eet_jax.requests import Request, Sampling
 from eet_jax.state import DecodeState, init_state, reserve
 from xla_ops import sample
 
-CHUNK_STEPS = 8
-"""Tokens between two looks of the host at who is done."""
+CHUNK_STEPS = 16
+"""The most tokens of a row between two looks of the host at who is done."""
+
+CHUNK_SIZES = (CHUNK_STEPS, 4, 1)
+"""Steps of the loops that are compiled: all of them together, so that ``max_new_tokens`` compiles
+nothing, and few of them. Their numbers are fixed, as a loop of any other kind makes the host wait
+for the GPU in every step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,9 @@ def generate(
 ) -> Generation:
     """Continues prompts. Compiled once for each batch size and power-of-two bucket of lengths.
 
+    The first call in a bucket compiles the decode loop for every number of steps that any call in
+    it may take; each further call takes exactly the steps it was asked for, and compiles nothing.
+
     Args:
         decoder: an ``eet_jax.Decoder``, an ``eet_jax.nnx.Decoder`` or a ``DecoderConfig``.
         params: its parameters, or ``prepare(config, params)``, which spares preparing them in
@@ -76,7 +84,8 @@ def generate(
         top_k: sample among the k most probable tokens, 0 for all; top_p: among the most probable
             that together reach p; min_p: among those with at least min_p times the highest
             probability. They apply in this order, after ``repetition_penalty`` (as transformers
-            defines it, over prompt and generated tokens) and temperature.
+            defines it, over this call's prompt and generated tokens: of what a continued ``state``
+            holds, only keys and values are known) and temperature.
         eos_token_id: one id or several.
         stop: token sequences that end a row; they are cut off.
         logprobs: whether to return them.
@@ -165,19 +174,26 @@ class Run:
             self._prefill()
             return
         loop = self._start()
-        on_gpu = next(iter(loop.state.k.devices())).platform == "gpu"
-        ahead = 1 if on_gpu else 0  # keeps the GPU busy while the host reads a chunk
+        device = next(iter(loop.state.k.devices()))
+        # Once: host arrays would be copied to the device for every chunk.
+        options = jax.device_put((self.sampling, request.limits()), device)
+        stopped = jax.device_put(np.zeros(request.batch, bool), device)
+        _compile_chunks(self.config, self.weights, loop, *options, stopped)
+        ahead = 1 if device.platform == "gpu" else 0  # busy while the host reads a chunk
         pending: collections.deque[Any] = collections.deque()
-        steps, stopped = 0, np.zeros(request.batch, bool)
+        steps = 0
         while not self.finished.all():
             while steps < request.max_new_tokens and len(pending) <= ahead:
+                size = _chunk_size(steps, request.max_new_tokens)
                 loop, out = _decode_chunk(
-                    self.config, self.weights, loop, self.sampling, request.limits(), stopped
+                    self.config, self.weights, loop, *options, stopped, steps=size
                 )
                 self.state = loop.state
                 pending.append(out)
-                steps += CHUNK_STEPS
-            stopped = stopped | self._take(*pending.popleft())
+                steps += size
+            ended = self._take(*pending.popleft())
+            if ended.any():  # the loop remembers those before
+                stopped = jax.device_put(ended, device)
             yield
 
     def final_state(self) -> DecodeState:
@@ -202,7 +218,7 @@ class Run:
         return loop
 
     def _take(self, tokens: jax.Array, logprobs: jax.Array, active: jax.Array) -> np.ndarray:
-        """Files a chunk's results; returns the rows that a stop sequence ended."""
+        """Files a chunk's results; returns the rows that a stop sequence or ``watch`` ended."""
         new, scores, valid = np.asarray(tokens), np.asarray(logprobs), np.asarray(active)
         stopped = np.zeros(self.request.batch, bool)
         for row in np.flatnonzero(~self.finished).tolist():
@@ -263,7 +279,20 @@ def _first(
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _chunk_size(done: int, total: int) -> int:
+    """Steps after ``done`` of ``total``: what is left, and no more than has been, so that the first
+    tokens come early."""
+    most = min(max(done, 1), total - done)
+    return next(size for size in CHUNK_SIZES if size <= most)
+
+
+def _compile_chunks(*arguments: Any) -> None:
+    """Compiles ``_decode_chunk`` for all sizes, where that has not been done."""
+    for size in CHUNK_SIZES:
+        _decode_chunk.lower(*arguments, steps=size).compile()
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="steps", donate_argnums=2)
 def _decode_chunk(
     config: DecoderConfig,
     weights: Prepared,
@@ -271,20 +300,22 @@ def _decode_chunk(
     sampling: Sampling,
     limits: Any,
     stopped: Any,
+    *,
+    steps: int = CHUNK_STEPS,
 ) -> tuple[Loop, tuple[jax.Array, jax.Array, jax.Array]]:
-    """CHUNK_STEPS tokens for every row; returns them `[steps, batch]`, with who was active.
+    """``steps`` tokens for every row; returns them `[steps, batch]`, with who was active.
 
     ``stopped`` `[batch]` are rows that the host has ended.
     """
     max_new_tokens, eos = limits
     loop = dataclasses.replace(loop, done=loop.done | stopped)
     batch = loop.done.shape[0]
-    left = jnp.where(loop.done, 0, jnp.clip(max_new_tokens - loop.generated, 0, CHUNK_STEPS))
+    left = jnp.where(loop.done, 0, jnp.clip(max_new_tokens - loop.generated, 0, steps))
     loop = dataclasses.replace(loop, state=reserve(loop.state, loop.state.lengths + left))
     out = (
-        jnp.zeros((CHUNK_STEPS, batch), jnp.int32),
-        jnp.zeros((CHUNK_STEPS, batch), jnp.float32),
-        jnp.zeros((CHUNK_STEPS, batch), bool),
+        jnp.zeros((steps, batch), jnp.int32),
+        jnp.zeros((steps, batch), jnp.float32),
+        jnp.zeros((steps, batch), bool),
     )
 
     def step(i: Any, carry: Any) -> Any:
@@ -315,4 +346,4 @@ def _decode_chunk(
         )
         return loop, out
 
-    return jax.lax.fori_loop(0, CHUNK_STEPS, step, (loop, out))
+    return jax.lax.fori_loop(0, steps, step, (loop, out))

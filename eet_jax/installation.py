@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.metadata
 import platform
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +14,9 @@ import jax
 from xla_ops import _library
 
 PACKAGES = ("eet-jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "transformers", "jinja2")
+
+CUBLASLT = "libcublasLt.so.13"
+"""What the CUDA library loads when it first multiplies."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +35,22 @@ class Report:
 
 
 def doctor() -> Report:
-    """Looks at this installation; starts JAX's backend."""
-    devices = jax.devices()
+    """Looks at this installation; starts JAX's backend, and reports it if that fails."""
+    devices, problems = _devices()
     return Report(
         versions=_versions(),
         libraries={name: _library_status(name) for name in ("cpu", "cuda")},
         devices=[f"{device} ({device.device_kind})" for device in devices],
-        problems=list(_problems(devices)),
+        problems=[*problems, *_problems(devices)],
     )
+
+
+def _devices() -> tuple[list[Any], list[str]]:
+    """What JAX sees, or what it raised instead."""
+    try:
+        return jax.devices(), []
+    except Exception as error:  # whatever a plugin raises is what doctor is asked for
+        return [], [f"JAX finds no devices: {type(error).__name__}: {error}"]
 
 
 def _versions() -> dict[str, str]:
@@ -66,18 +79,26 @@ def _problems(devices: list[Any]) -> list[str]:
         for name in ("cpu", "cuda")
         if name not in _library.libraries and (name == "cpu" or name in platforms)
     ]
-    if "cuda" not in platforms and _has_nvidia_driver():
+    if "cuda" not in platforms and _loads("libcuda.so.1"):
         problems.append(
             "an NVIDIA driver is here, but JAX sees no GPU; run `pip install 'jax[cuda13]'`"
+        )
+    if "cuda" in _library.libraries and not _finds_cublaslt():
+        problems.append(
+            f"cuda: {CUBLASLT} cannot be loaded; run `pip install 'nvidia-cublas>=13,<14'`"
         )
     return problems
 
 
-def _has_nvidia_driver() -> bool:
-    import ctypes
+def _finds_cublaslt() -> bool:
+    """Whether the CUDA library will: by the loader's own ways, or beside it in the wheel."""
+    wheel = Path(_library.__file__).parent.parent / "nvidia" / "cu13" / "lib" / CUBLASLT
+    return _loads(CUBLASLT) or _loads(str(wheel))
 
+
+def _loads(library: str) -> bool:
     try:
-        ctypes.CDLL("libcuda.so.1")
+        ctypes.CDLL(library)
     except OSError:
         return False
     return True

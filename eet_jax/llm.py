@@ -71,14 +71,16 @@ class LLM:
         return texts[0] if isinstance(prompts, str) else texts
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """Continues one text, piece by piece; options as for ``generate``."""
+        """Continues one text, piece by piece.
+
+        Args:
+            prompt, options: as for ``generate``, checked before the first piece is asked for.
+
+        Raises:
+            ValueError, TypeError: as ``generate``.
+        """
         (row,), run = self._run(self._encode([prompt]), **options)
-        for _ in run.chunks():
-            if piece := row.take():
-                yield piece
-        row.finish()
-        if piece := row.take():
-            yield piece
+        return _pieces(row, run)
 
     def chat(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
         """Answers a conversation through the model's chat template.
@@ -162,6 +164,15 @@ class LLM:
             watch=lambda row, token: rows[row].push(token),
         )
         return rows, run
+
+
+def _pieces(row: TextRow, run: Run) -> Iterator[str]:
+    for _ in run.chunks():
+        if piece := row.take():
+            yield piece
+    row.finish()
+    if piece := row.take():
+        yield piece
 
 
 def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -98,7 +98,9 @@ class DecodeState:
         Raises:
             ValueError: for a row outside the batch.
         """
-        table, lengths = _release(self.page_table, self.lengths, self._checked(rows))
+        kept = np.ones(self.batch, bool)
+        kept[self._checked(rows)] = False
+        table, lengths = _keep(self.page_table, self.lengths, kept)
         return dataclasses.replace(self, page_table=table, lengths=lengths)
 
     def _checked(self, rows: Any) -> np.ndarray:
@@ -224,5 +226,5 @@ def _reorder(table: jax.Array, lengths: jax.Array, rows: jax.Array) -> tuple[jax
 
 
 @jax.jit
-def _release(table: jax.Array, lengths: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return table.at[rows].set(0), lengths.at[rows].set(0)
+def _keep(table: jax.Array, lengths: jax.Array, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.where(kept[:, None], table, 0), jnp.where(kept, lengths, 0)

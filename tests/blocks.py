@@ -1,14 +1,16 @@
-"""Kinds of decoder layers, and random operands for the tests of the fused blocks."""
+"""Kinds of decoder layers, and random operands for the tests of the fused blocks; running them."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import random
+import pytest
+from conftest import custom_calls, random
 
 from xla_ops import (
     AttentionWeights,
@@ -16,11 +18,20 @@ from xla_ops import (
     LayerOptions,
     MlpWeights,
     Tokens,
+    attention_block,
+    decoder_layer,
+    mlp_block,
     workspace_bytes,
 )
 
 LAYER = 1
 """The layer that tests run, the last of two."""
+
+PATHS = {"prefill": False, "decode": True}
+IMPLEMENTATIONS = ("native", "reference")
+
+ERRORS = (jax.errors.JaxRuntimeError, ValueError)
+"""What a handler raises, which depends on the platform."""
 
 PREFILL = [(2, 5, 6), (0, 0, 11), (-1, 0, 2), (1, 20, 3)]
 """Ragged rows as (row, first position, tokens), out of order, with padding; row 2 goes on."""
@@ -208,3 +219,66 @@ def replace(given: Operands, path: str, change: Any) -> Operands:
     value = getattr(given, name)
     changed = value._replace(**{field: change(getattr(value, field))}) if field else change(value)
     return given._replace(**{name: changed})
+
+
+def bfloat16(array: jax.Array) -> jax.Array:
+    return array.astype("bfloat16")
+
+
+OPERANDS = {
+    attention_block: ("x", "attention", "cache", "tokens", "workspace"),
+    mlp_block: ("x", "mlp", "workspace"),
+    decoder_layer: Operands._fields,
+}
+
+
+def operands_of(block: Any, given: Operands) -> list[Any]:
+    """What ``block`` takes of ``given``, in its order."""
+    return [getattr(given, name) for name in OPERANDS[block]]
+
+
+@functools.cache
+def jitted(block: Any, layer: int, options: LayerOptions, implementation: str | None) -> Any:
+    return jax.jit(
+        functools.partial(block, layer=layer, options=options, implementation=implementation)
+    )
+
+
+def run(
+    block: Any,
+    given: Operands,
+    options: LayerOptions,
+    *,
+    layer: int = LAYER,
+    implementation: str | None = None,
+    **residual: Any,
+) -> Any:
+    """The results of ``block`` but the last, its workspace."""
+    function = jitted(block, layer, options, implementation)
+    return function(*operands_of(block, given), **residual)[:-1]
+
+
+def needed_workspace(block: Any, given: Operands, options: LayerOptions) -> int:
+    """The bytes that ``block`` names when it has none."""
+    with pytest.raises(ERRORS, match="got 0") as caught:
+        jax.block_until_ready(run(block, given._replace(workspace=jnp.zeros(0, "uint8")), options))
+    return int(str(caught.value).split("at least ")[1].split()[0])
+
+
+def assert_refuses_transformations(block: Any, given: Operands) -> None:
+    """Checks that ``block``, which updates state, says no to vmap and differentiation."""
+
+    def first(x: jax.Array) -> jax.Array:
+        return block(x, *operands_of(block, given)[1:], layer=0, options=options())[0]
+
+    name = f"eet_{block.__name__}"
+    with pytest.raises(NotImplementedError, match=rf"{name} .* jax\.vmap"):
+        jax.vmap(first)(given.x[None])
+    with pytest.raises(NotImplementedError, match=f"{name} cannot be differentiated"):
+        jax.grad(lambda x: jnp.sum(first(x)))(given.x)
+
+
+def assert_one_custom_call(block: Any, given: Operands, case: Case, platform: str) -> None:
+    function = functools.partial(block, layer=0, options=case.options)
+    calls = custom_calls(function, *operands_of(block, given), platform=platform)
+    assert calls == [f"eet_{block.__name__}"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from xla_ops import _library
+
+jax.config.update("jax_num_cpu_devices", 2)  # so that what is sharded lies on more than one
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -48,3 +52,10 @@ def custom_calls(function, *args, platform: str) -> list[str]:
     text = jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
     return [line.split("@", 1)[1].split("(")[0] for line in text.splitlines()
             if "stablehlo.custom_call" in line and "@eet_" in line]  # fmt: skip
+
+
+def mesh(axis: str, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """Two devices along ``axis``, one where there is but one, or those given."""
+    devices = jax.devices()[:2] if devices is None else devices
+    kind = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(devices),), (axis,), axis_types=kind, devices=devices)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DTYPES, assert_close, custom_calls, float64, random
+from conftest import DTYPES, assert_close, custom_calls, float64, mesh, random
 from jax.sharding import PartitionSpec as P
 from naive_attention import naive_attention
 
@@ -207,10 +207,9 @@ def test_lowers_to_one_custom_call(platform):
 
 
 def test_shard_map(rng):
-    mesh = jax.make_mesh((1,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,))
     q, k, v = qkv(rng, 2, 9, 9, 4, 2, 8)
     spec = P(None, None, "heads")
-    sharded = jax.shard_map(attention, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)
+    sharded = jax.shard_map(attention, mesh=mesh("heads"), in_specs=(spec,) * 3, out_specs=spec)
     np.testing.assert_array_equal(jax.jit(sharded)(q, k, v), attention(q, k, v))
 
 

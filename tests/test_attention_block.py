@@ -2,43 +2,34 @@ from __future__ import annotations
 
 import functools
 
+import blocks
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from blocks import (
     CASES,
     DECODE,
+    ERRORS,
     EVERYTHING,
+    IMPLEMENTATIONS,
     LAYER,
+    PATHS,
     Case,
     assert_kept,
+    assert_one_custom_call,
+    assert_refuses_transformations,
     make_operands,
     make_tokens,
+    needed_workspace,
     options,
     replace,
 )
-from conftest import assert_close, custom_calls, float64, random
+from conftest import assert_close, float64, random
 from naive_blocks import naive_attention_block
 
-from xla_ops import LayerOptions, attention_block
+from xla_ops import attention_block
 
-PATHS = {"prefill": False, "decode": True}
-IMPLEMENTATIONS = ("native", "reference")
-
-
-@functools.cache
-def jitted(layer, options, implementation):
-    return jax.jit(
-        functools.partial(
-            attention_block, layer=layer, options=options, implementation=implementation
-        )
-    )
-
-
-def run(given, options, *, residual=None, layer=LAYER, implementation=None):
-    arguments = (given.x, given.attention, given.cache, given.tokens, given.workspace)
-    return jitted(layer, options, implementation)(*arguments, residual=residual)[:3]
+run = functools.partial(blocks.run, attention_block)
 
 
 def check(rng, case, dtype, implementation, *, scale):
@@ -167,10 +158,7 @@ def test_workspace_too_small(rng, decode):
     case = Case(options(decode=decode))
     given = make_operands(rng, case)
     small = given._replace(workspace=given.workspace[:100])
-    with pytest.raises(
-        (jax.errors.JaxRuntimeError, ValueError),
-        match=r"workspace must have at least \d{4,} bytes, got 100",
-    ):
+    with pytest.raises(ERRORS, match=r"workspace must have at least \d{4,} bytes, got 100"):
         jax.block_until_ready(run(small, case.options))
     assert np.all(np.isfinite(run(given, case.options)[0]))
 
@@ -180,30 +168,16 @@ def test_decode_needs_room_for_its_parts(rng):
     needed = {}
     for name, decode in PATHS.items():
         case = Case(options(decode=decode))
-        given = make_operands(rng, case, spans=DECODE)._replace(workspace=jnp.zeros(0, "uint8"))
-        with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="got 0") as caught:
-            jax.block_until_ready(run(given, case.options))
-        needed[name] = int(str(caught.value).split("at least ")[1].split()[0])
+        given = make_operands(rng, case, spans=DECODE)
+        needed[name] = needed_workspace(attention_block, given, case.options)
     assert needed["decode"] > needed["prefill"]
 
 
 def test_refuses_transformations(rng):
-    given = make_operands(rng, Case())
-
-    def block(x):
-        arguments = (given.attention, given.cache, given.tokens, given.workspace)
-        return attention_block(x, *arguments, layer=0, options=LayerOptions())[0]
-
-    with pytest.raises(NotImplementedError, match=r"eet_attention_block .* jax\.vmap"):
-        jax.vmap(block)(given.x[None])
-    with pytest.raises(NotImplementedError, match="eet_attention_block cannot be differentiated"):
-        jax.grad(lambda x: jnp.sum(block(x)))(given.x)
+    assert_refuses_transformations(attention_block, make_operands(rng, Case()))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("case", [Case(), EVERYTHING.having(decode=True)], ids=["plain", "all"])
 def test_lowers_to_one_custom_call(rng, case, platform):
-    given = make_operands(rng, case)
-    block = functools.partial(attention_block, layer=0, options=case.options)
-    arguments = (given.x, given.attention, given.cache, given.tokens, given.workspace)
-    assert custom_calls(block, *arguments, platform=platform) == ["eet_attention_block"]
+    assert_one_custom_call(attention_block, make_operands(rng, case), case, platform)

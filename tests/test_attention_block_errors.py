@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 
+import blocks
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from blocks import Case, make_operands, options, replace
-from test_attention_block import IMPLEMENTATIONS, run
+from blocks import IMPLEMENTATIONS, Case, bfloat16, make_operands, options, replace
 
-from xla_ops import LayerOptions
+from xla_ops import LayerOptions, attention_block
 
-
-def bfloat16(array):
-    return array.astype("bfloat16")
+run = functools.partial(blocks.run, attention_block)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 
+import blocks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,34 +10,26 @@ import pytest
 from blocks import (
     CASES,
     EVERYTHING,
+    IMPLEMENTATIONS,
     LAYER,
+    PATHS,
     Case,
     assert_kept,
+    assert_one_custom_call,
+    assert_refuses_transformations,
+    bfloat16,
     make_operands,
     make_tokens,
     options,
     replace,
 )
-from conftest import assert_close, custom_calls, random
+from conftest import assert_close, mesh, random
+from jax.sharding import PartitionSpec as P
 from naive_blocks import naive_layer
 
 from xla_ops import decoder_layer
 
-PATHS = {"prefill": False, "decode": True}
-IMPLEMENTATIONS = ("native", "reference")
-
-
-@functools.cache
-def jitted(layer, options, implementation):
-    return jax.jit(
-        functools.partial(
-            decoder_layer, layer=layer, options=options, implementation=implementation
-        )
-    )
-
-
-def run(given, options, *, layer=LAYER, implementation=None):
-    return jitted(layer, options, implementation)(*given)[:3]
+run = functools.partial(blocks.run, decoder_layer)
 
 
 def check(rng, case, dtype, implementation):
@@ -134,77 +124,40 @@ def test_prefill_then_decode(rng, case):
     assert_close(cache.v, want[2], scale=5.0)
 
 
-# Attention split by KV heads and feed-forward split by columns, with a sum after each block.
-SHARDED = """
-import functools
-import jax, numpy as np
-from jax.sharding import PartitionSpec as P
-from blocks import EVERYTHING, LAYER, make_operands
-from conftest import assert_close
-from naive_blocks import naive_layer
-from xla_ops import AttentionWeights, KvCache, MlpWeights, Tokens, attention_block, mlp_block
-
-mesh = jax.make_mesh((2,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,))
-rows, columns, pages = P(None, "heads"), P(None, None, "heads"), P(None, None, "heads")
-specs = (
-    P(),
-    AttentionWeights(P(), P(), rows, rows, P(), P(), columns, P()),
-    MlpWeights(P(), P(), rows, rows, columns, P()),
-    KvCache(pages, pages, P()),
-    Tokens(P(), P(), P(), P("heads")),
-    P(),
-)
-
-def layer(x, attention, mlp, cache, tokens, workspace, *, options, implementation):
-    at = {"layer": LAYER, "options": options, "implementation": implementation}
-    partial, k, v, workspace = attention_block(
-        x, attention._replace(o_bias=None), cache, tokens, workspace, **at)
-    h = x + jax.lax.psum(partial, "heads") + attention.o_bias[LAYER]
-    partial, _ = mlp_block(h, mlp._replace(down_bias=None), workspace, **at)
-    return h + jax.lax.psum(partial, "heads") + mlp.down_bias[LAYER], k, v
-
-for decode in (False, True):
-    case = EVERYTHING.having(decode=decode, parallel_residual=False)
-    given = make_operands(np.random.default_rng(0), case)
-    want = naive_layer(given, case.options)
-    for implementation in ("native", "reference"):
-        block = functools.partial(layer, options=case.options, implementation=implementation)
-        sharded = jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=(P(), pages, pages))
-        for a, b in zip(jax.jit(sharded)(*given), want, strict=True):
-            assert_close(a, b, scale=10.0)
-"""
+@pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
+def test_shard_map(rng, decode):
+    """Each device has sequences, cache and workspace of its own, and all weights."""
+    case = EVERYTHING.having(decode=decode)
+    devices = mesh("batch")
+    parts = [make_operands(rng, case) for _ in range(devices.size)]
+    weights = {"attention": parts[0].attention, "mlp": parts[0].mlp}
+    parts = [part._replace(**weights) for part in parts]
+    joined = jax.tree.map(lambda *leaves: join(leaves), *parts)._replace(**weights)
+    specs = jax.tree.map(lambda leaf: P(None, "batch") if leaf.ndim == 5 else P("batch"), joined)
+    layer = jax.shard_map(
+        functools.partial(decoder_layer, layer=LAYER, options=case.options),
+        mesh=devices,
+        in_specs=tuple(specs._replace(attention=P(), mlp=P())),
+        out_specs=(specs.x, specs.cache.k, specs.cache.v, specs.workspace),
+    )
+    want = zip(*(run(part, case.options) for part in parts), strict=True)
+    for got, leaves in zip(jax.jit(layer)(*joined)[:3], want, strict=True):
+        np.testing.assert_array_equal(got, join(leaves))
 
 
-def test_blocks_split_over_two_devices():
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu",
-                   "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-                   "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}  # fmt: skip
-    result = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True)
-    assert result.returncode == 0, result.stderr.decode()
+def join(leaves):
+    """Arrays of several devices side by side, caches by pages."""
+    return jnp.concatenate(leaves, axis=int(leaves[0].ndim == 5))
 
 
 def test_refuses_transformations(rng):
-    given = make_operands(rng, Case())
-
-    def layer(x):
-        return decoder_layer(x, *given[1:], layer=0, options=options())[0]
-
-    with pytest.raises(NotImplementedError, match=r"eet_decoder_layer .* jax\.vmap"):
-        jax.vmap(layer)(given.x[None])
-    with pytest.raises(NotImplementedError, match="eet_decoder_layer cannot be differentiated"):
-        jax.grad(lambda x: jnp.sum(layer(x)))(given.x)
+    assert_refuses_transformations(decoder_layer, make_operands(rng, Case()))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("case", [Case(), EVERYTHING.having(decode=True)], ids=["plain", "all"])
 def test_lowers_to_one_custom_call(rng, case, platform):
-    layer = functools.partial(decoder_layer, layer=0, options=case.options)
-    operands = make_operands(rng, case)
-    assert custom_calls(layer, *operands, platform=platform) == ["eet_decoder_layer"]
-
-
-def bfloat16(array):
-    return array.astype("bfloat16")
+    assert_one_custom_call(decoder_layer, make_operands(rng, case), case, platform)
 
 
 @pytest.mark.parametrize(

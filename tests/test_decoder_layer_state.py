@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from blocks import Case, make_operands, options
-from test_decoder_layer import PATHS, run
+from blocks import ERRORS, PATHS, Case, make_operands, options
+from test_decoder_layer import run
 
 from eet_jax import BufferPool
 from xla_ops import Tokens, decoder_layer
 
 ON_CPU = jax.default_backend() == "cpu"
-ERRORS = (jax.errors.JaxRuntimeError, ValueError)
 
 
 def fori(step, carry, count):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, custom_calls, float64, random
+from conftest import assert_close, custom_calls, float64, mesh, random
 from jax.sharding import PartitionSpec as P
 
 from xla_ops import embedding
@@ -171,9 +171,10 @@ def test_lowers_to_one_custom_call(platform):
 
 
 def test_shard_map(rng):
-    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     tokens, table = draw(rng, (4,), 7), random(rng, (7, 16), "float32")
-    sharded = jax.shard_map(embedding, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P("rows"))
+    sharded = jax.shard_map(
+        embedding, mesh=mesh("rows"), in_specs=(P("rows"), P()), out_specs=P("rows")
+    )
     np.testing.assert_array_equal(jax.jit(sharded)(tokens, table), table[tokens])
 
 

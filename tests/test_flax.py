@@ -156,6 +156,9 @@ def test_errors(variables):
         decoder.apply(variables, TOKENS, attention_mask=jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="row 1 has gaps"):
         decoder.apply(variables, TOKENS[:, :3], attention_mask=jnp.asarray([[1, 1, 0], [1, 0, 1]]))
+    alibi = eet_jax.Decoder(CONFIG.replace(positions="alibi"))
+    with pytest.raises(ValueError, match="positions cannot be given with ALiBi"):
+        jax.jit(alibi.apply)(variables, TOKENS, positions=TOKENS)
     with pytest.raises(ValueError, match="positions cannot be given with a state"):
         decoder.apply(variables, TOKENS, positions=TOKENS, state=eet_jax.init_state(CONFIG, 2))
     params = variables["params"] | {"layers": variables["params"]["layers"] | {"mlp": {}}}

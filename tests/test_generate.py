@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import checkpoints
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import eet_jax
+from eet_jax import generation, requests
 from eet_jax.config import DecoderConfig
 from eet_jax.params import init_params
 
@@ -76,6 +78,30 @@ def test_any_number_of_new_tokens(params, greedy, count):
     assert out.tokens == [row[:count] for row in greedy]
 
 
+@pytest.mark.parametrize("count", [1, 5, 16, 40])
+def test_the_loop_runs_the_steps_asked_for(params, count):
+    loop = mock.Mock(wraps=generation._decode_chunk)
+    with mock.patch.object(generation, "_decode_chunk", loop):
+        eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=count)
+    steps = [call.kwargs["steps"] for call in loop.call_args_list]
+    assert sum(steps) == count
+    assert steps[0] == 1
+    assert max(steps) == {1: 1, 5: 1, 16: 4, 40: 16}[count]
+
+
+def test_options_are_copied_to_the_device_once(params):
+    request = requests.make(
+        CONFIG, PROMPTS, None, max_new_tokens=40, eos_token_id=3, stop=None, state=None
+    )
+    sampling = requests.sampling(
+        3, 0, temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1
+    )
+    chunks = generation.Run(CONFIG, eet_jax.prepare(CONFIG, params), request, sampling).chunks()
+    next(chunks)
+    with jax.transfer_guard_host_to_device("disallow"):
+        assert len(list(chunks)) > 1
+
+
 def test_nothing_new_is_compiled(params):
     prepared = eet_jax.prepare(CONFIG, params)
 
@@ -83,11 +109,11 @@ def test_nothing_new_is_compiled(params):
         prompts = [[i % 40 for i in range(length)] for length in lengths]
         return eet_jax.generate(CONFIG, prepared, prompts, max_new_tokens=count, **options)
 
-    run([17, 20], 12)
+    run([17, 20], 1)
     before = eet_jax.compile_count()
     run([30, 32], 12)
     run([1, 25], 33, temperature=0.7, top_k=5)
-    run([18, 19], 1, temperature=[0.0, 2.0], top_p=0.5, min_p=0.1, repetition_penalty=1.3, rng=5)
+    run([18, 19], 100, temperature=[0.0, 2.0], top_p=0.5, min_p=0.1, repetition_penalty=1.3, rng=5)
     run([20, 21], 9, eos_token_id=[3, 4], stop=[[1, 2]], logprobs=True, rng=jax.random.key(3))
     assert eet_jax.compile_count() == before
     run([40, 41], 12)
@@ -203,6 +229,37 @@ def test_bad_input(params, case):
     prompts, options, error, match = BAD[case]
     with pytest.raises(error, match=match):
         eet_jax.generate(CONFIG, params, prompts, **({"max_new_tokens": 10} | options))
+
+
+def test_what_was_there_survives_bad_input(params, greedy):
+    with eet_jax.BufferPool(64 << 20) as pool:
+        state = eet_jax.init_state(CONFIG, 3, 128, pool=pool)
+        first = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=10, state=state)
+        in_use = pool.stats().in_use
+        for prompts, options, error, _ in BAD.values():
+            with pytest.raises(error):
+                eet_jax.generate(
+                    CONFIG, params, prompts, **({"max_new_tokens": 10} | options), pool=pool
+                )
+        with pytest.raises(ValueError, match="need 6 pages of the state, 3 are free"):
+            eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=120, state=first.state)
+        assert pool.stats().in_use == in_use
+        assert np.asarray(first.state.lengths).tolist() == [13, 21, 11]
+        assert first.tokens == [row[:10] for row in greedy]
+        again = eet_jax.generate(
+            CONFIG, params, [[row[10]] for row in greedy], max_new_tokens=9, state=first.state
+        )
+        assert again.tokens == [row[11:20] for row in greedy]
+
+
+def test_pool_too_small(params, greedy):
+    with eet_jax.BufferPool(1 << 20) as pool:
+        with pytest.raises(MemoryError, match=r"needs \d+ bytes, .* are free"):
+            eet_jax.generate(CONFIG, params, PROMPTS * 8, max_new_tokens=20, pool=pool)
+        assert pool.stats().in_use == 0
+        state = eet_jax.init_state(CONFIG, 1, 64, pool=pool, activation_budget=100_000)
+        out = eet_jax.generate(CONFIG, params, PROMPTS[:1], max_new_tokens=20, state=state)
+    assert out.tokens == greedy[:1]
 
 
 def test_bad_arrays(params):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import custom_calls, random
+from conftest import custom_calls, mesh, random
 from jax.sharding import PartitionSpec as P
 
 from xla_ops import kv_append
@@ -156,11 +156,10 @@ def test_lowers_to_one_custom_call(rng, platform):
 
 
 def test_shard_map(rng):
-    mesh = jax.make_mesh((1,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,))
     cache, new = P(None, None, "heads"), P(None, "heads")
     append = jax.shard_map(
         functools.partial(kv_append, layer=1),
-        mesh=mesh,
+        mesh=mesh("heads"),
         in_specs=(cache, cache, new, new, P(), P(), P()),
         out_specs=(cache, cache),
     )

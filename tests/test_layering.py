@@ -17,6 +17,7 @@ FLOORS = [
     {"linen", "nnx", "module_call", "forward"},
     {"decoder", "ends", "positions"},
     {"arguments", "packing"},
+    {"partition"},
     {"state", "plan", "pool", "prepare", "masks", "checkpoint"},
     {"params", "rotary", "models", "compilation"},
     {"config"},

@@ -42,6 +42,15 @@ def test_stream_equals_generate(llm, options):
     assert "".join(pieces) == llm.generate(PROMPT, max_new_tokens=50, **options)
 
 
+def test_stream_is_checked_when_called(llm):
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 0, got -1"):
+        llm.stream(PROMPT, max_new_tokens=-1)
+    with pytest.raises(ValueError, match="stop strings must not be empty"):
+        llm.stream(PROMPT, stop="")
+    with pytest.raises(TypeError, match="beams"):
+        llm.stream(PROMPT, beams=2)
+
+
 def test_stop_strings(llm):
     whole = llm.generate(PROMPT, max_new_tokens=50)
     stop = whole[20:26]

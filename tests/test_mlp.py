@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, custom_calls, float64, random
+from conftest import assert_close, custom_calls, float64, mesh, random
 from jax.sharding import PartitionSpec as P
 from test_linear import activated
 
@@ -138,9 +138,10 @@ def test_lowers_to_one_custom_call(platform, rows):
 
 
 def test_shard_map(rng):
-    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     given, _ = operands(rng, "float32", (4,), 16, 8, True)
-    sharded = jax.shard_map(mlp, mesh=mesh, in_specs=(P("rows"), P(), P()), out_specs=P("rows"))
+    sharded = jax.shard_map(
+        mlp, mesh=mesh("rows"), in_specs=(P("rows"), P(), P()), out_specs=P("rows")
+    )
     np.testing.assert_array_equal(jax.jit(sharded)(*given), mlp(*given))
 
 

@@ -3,18 +3,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import blocks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from blocks import LAYER, Case, make_operands, options, replace
-from conftest import assert_close, custom_calls, float64, random
+from blocks import (
+    ERRORS,
+    IMPLEMENTATIONS,
+    LAYER,
+    PATHS,
+    Case,
+    assert_one_custom_call,
+    assert_refuses_transformations,
+    bfloat16,
+    make_operands,
+    needed_workspace,
+    options,
+    replace,
+)
+from conftest import assert_close, float64, random
 from naive_blocks import naive_mlp_block
 
 from xla_ops import mlp_block
-
-PATHS = {"prefill": False, "decode": True}
-IMPLEMENTATIONS = ("native", "reference")
 
 PLAIN = Case(options(activation="gelu", gated=False))
 LAYER_NORM = Case(options(norm="layer", eps=0.5, activation="relu", gated=False), bias=True)
@@ -32,16 +43,8 @@ CASES = {
 }
 
 
-@functools.cache
-def jitted(layer, options, implementation):
-    return jax.jit(
-        functools.partial(mlp_block, layer=layer, options=options, implementation=implementation)
-    )
-
-
-def run(given, options, *, residual=None, layer=LAYER, implementation=None):
-    block = jitted(layer, options, implementation)
-    return block(given.x, given.mlp, given.workspace, residual=residual)[0]
+def run(*arguments, **options):
+    return blocks.run(mlp_block, *arguments, **options)[0]
 
 
 def check(rng, case, dtype, implementation):
@@ -129,24 +132,19 @@ def test_halves_of_the_columns_add_up(rng, name, decode):
 def test_workspace_too_small(rng, decode):
     case = Case(options(decode=decode))
     given = make_operands(rng, case)
-    with pytest.raises(
-        (jax.errors.JaxRuntimeError, ValueError),
-        match=r"workspace must have at least \d{4,} bytes, got 100",
-    ):
+    with pytest.raises(ERRORS, match=r"workspace must have at least \d{4,} bytes, got 100"):
         jax.block_until_ready(run(given._replace(workspace=given.workspace[:100]), case.options))
     assert np.all(np.isfinite(run(given, case.options)))
 
 
 def test_gated_prefill_needs_the_most_workspace(rng):
     """The products of gate and up are kept there; a plain feed-forward keeps none."""
-    needed = {}
-    for name, case in {"gated": Case(), "plain": PLAIN}.items():
-        given = make_operands(rng, case)._replace(workspace=jnp.zeros(0, "uint8"))
-        with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="got 0") as caught:
-            jax.block_until_ready(run(given, case.options))
-        needed[name] = int(str(caught.value).split("at least ")[1].split()[0])
-    rows = len(given.x)
-    assert needed["gated"] - needed["plain"] >= rows * 2 * Case().intermediate * 4
+    rows = sum(count for _, _, count in Case().prefill)
+    gated, plain = (
+        needed_workspace(mlp_block, make_operands(rng, case), case.options)
+        for case in (Case(), PLAIN)
+    )
+    assert gated - plain >= rows * 2 * Case().intermediate * 4
 
 
 def test_stays_in_place_in_a_loop(rng):
@@ -174,28 +172,13 @@ def test_stays_in_place_in_a_loop(rng):
 
 
 def test_refuses_transformations(rng):
-    given = make_operands(rng, Case())
-
-    def block(x):
-        return mlp_block(x, given.mlp, given.workspace, layer=0, options=options())[0]
-
-    with pytest.raises(NotImplementedError, match=r"eet_mlp_block .* jax\.vmap"):
-        jax.vmap(block)(given.x[None])
-    with pytest.raises(NotImplementedError, match="eet_mlp_block cannot be differentiated"):
-        jax.grad(lambda x: jnp.sum(block(x)))(given.x)
+    assert_refuses_transformations(mlp_block, make_operands(rng, Case()))
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("case", [Case(), LAYER_NORM], ids=["gated", "layer_norm"])
 def test_lowers_to_one_custom_call(rng, case, platform):
-    given = make_operands(rng, case)
-    block = functools.partial(mlp_block, layer=0, options=case.options)
-    arguments = (given.x, given.mlp, given.workspace)
-    assert custom_calls(block, *arguments, platform=platform) == ["eet_mlp_block"]
-
-
-def bfloat16(array):
-    return array.astype("bfloat16")
+    assert_one_custom_call(mlp_block, make_operands(rng, case), case, platform)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, custom_calls, float64, random
+from conftest import assert_close, custom_calls, float64, mesh, random
 from jax.sharding import PartitionSpec as P
 
 from xla_ops import rms_norm
@@ -83,9 +83,10 @@ def test_lowers_to_one_custom_call(platform):
 
 
 def test_shard_map(rng):
-    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     x, scale = random(rng, (4, 16), "float32"), random(rng, (16,), "float32")
-    sharded = jax.shard_map(rms_norm, mesh=mesh, in_specs=(P("rows"), P()), out_specs=P("rows"))
+    sharded = jax.shard_map(
+        rms_norm, mesh=mesh("rows"), in_specs=(P("rows"), P()), out_specs=P("rows")
+    )
     np.testing.assert_array_equal(jax.jit(sharded)(x, scale), rms_norm(x, scale))
 
 

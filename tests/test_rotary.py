@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, custom_calls, float64, random
+from conftest import assert_close, custom_calls, float64, mesh, random
 from jax.sharding import PartitionSpec as P
 
 from xla_ops import rotary, rotary_table
@@ -132,10 +132,9 @@ def test_lowers_to_one_custom_call(platform):
 
 
 def test_shard_map(rng):
-    mesh = jax.make_mesh((1,), ("heads",), axis_types=(jax.sharding.AxisType.Auto,))
     x, table = random(rng, (4, 2, 16), "float32"), make_table(rng, (4,), 8)
     sharded = jax.shard_map(
-        rotary, mesh=mesh, in_specs=(P(None, "heads"), P()), out_specs=P(None, "heads")
+        rotary, mesh=mesh("heads"), in_specs=(P(None, "heads"), P()), out_specs=P(None, "heads")
     )
     np.testing.assert_array_equal(jax.jit(sharded)(x, table), rotary(x, table))
 

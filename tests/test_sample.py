@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import custom_calls, random
+from conftest import custom_calls, mesh, random
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from sample_cases import IMPLEMENTATIONS, SETTINGS, make_keys, run
 
@@ -190,37 +188,26 @@ def test_lowers_to_one_custom_call(rng, platform):
 
 
 def test_shard_map(rng):
-    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     arguments = random(rng, (4, 16), "float32"), make_keys(rng, 4), jnp.zeros(4, jnp.int32)
-    sharded = jax.shard_map(sample, mesh=mesh, in_specs=P("rows"), out_specs=P("rows"))
+    sharded = jax.shard_map(sample, mesh=mesh("rows"), in_specs=P("rows"), out_specs=P("rows"))
     for got, want in zip(jax.jit(sharded)(*arguments), sample(*arguments), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from xla_ops import sample
-
-mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
-logits = jnp.sin(jnp.arange(4.0 * 33) ** 2).reshape(4, 33)
-arguments = logits, jnp.arange(8, dtype=jnp.uint32).reshape(4, 2), jnp.arange(4, dtype=jnp.int32)
-split = jax.device_put(arguments, NamedSharding(mesh, P("rows")))
-for seen in (None, logits > 0):
-    function = jax.jit(lambda *x: sample(*x, top_p=0.9, repetition_penalty=1.5, seen=seen))
-    text = function.lower(*split).compile().as_text()
-    assert "eet_sample" in text and "all-" not in text and "collective" not in text, text
-    for got, want in zip(function(*split), function(*arguments), strict=True):
-        assert got.sharding.spec == P("rows"), got.sharding
+@pytest.mark.parametrize("penalised", [False, True])
+def test_jit_splits_the_batch_over_devices(rng, penalised):
+    arguments = random(rng, (4, 33), "float32"), make_keys(rng, 4), jnp.arange(4, dtype=jnp.int32)
+    whole = jax.device_put(arguments, jax.devices("cpu")[0])
+    split = jax.device_put(arguments, NamedSharding(mesh("rows", jax.devices("cpu")), P("rows")))
+    seen = arguments[0] > 0 if penalised else None
+    draw = jax.jit(lambda *x: sample(*x, top_p=0.9, repetition_penalty=1.5, seen=seen))
+    text = draw.lower(*split).compile().as_text()
+    assert "eet_sample" in text
+    assert "all-" not in text
+    assert "collective" not in text
+    for got, want in zip(draw(*split), draw(*whole), strict=True):
+        assert got.sharding.spec == P("rows")
         np.testing.assert_array_equal(got, want)
-"""
-
-
-def test_jit_splits_the_batch_over_devices():
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu",
-                   "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}  # fmt: skip
-    result = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True)
-    assert result.returncode == 0, result.stderr.decode()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -12,7 +12,7 @@ import pytest
 
 import eet_jax
 from eet_jax.config import DecoderConfig
-from eet_jax.decoder import decode_active
+from eet_jax.decoder import _prefill, decode_active
 from eet_jax.forward import forward as forward_all
 from eet_jax.params import init_params
 from eet_jax.state import reserve
@@ -80,6 +80,16 @@ def test_reorder_and_release(weights):
     np.testing.assert_allclose(logits[0], forward(weights, [new])[0], atol=1e-4, rtol=1e-4)
     assert np.all(np.isnan(np.asarray(logits[1])))
     step(weights, [new, rows[1]], state, [3, 4])
+
+
+def test_release_is_compiled_once_for_a_batch(weights):
+    _, state = prefilled(weights, random_rows(5, 6, 7, 8))
+    state = state.release([2])
+    before = eet_jax.compile_count()
+    state = state.release([0, 3]).release([0, 2, 3])
+    assert eet_jax.compile_count() == before
+    assert np.asarray(state.lengths).tolist() == [0, 6, 0, 0]
+    assert np.count_nonzero(np.asarray(state.page_table), axis=1).tolist() == [0, 1, 0, 0]
 
 
 def test_dropped_rows_give_their_pages_back(weights):
@@ -152,6 +162,20 @@ def test_full_row_answers_nan(weights):
     assert np.all(np.isnan(np.asarray(logits[0])))
     assert np.all(np.isfinite(np.asarray(logits[1])))
     assert np.asarray(state.lengths).tolist() == [64, 11]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_prefill_keeps_no_activations_beside_the_state(layers):
+    """What XLA allocates follows from the prompt alone, a few words per token."""
+    config = CONFIG.replace(num_layers=layers, hidden_size=512, max_seq_len=32768)
+    weights = jax.eval_shape(
+        lambda: eet_jax.prepare(config, init_params(config, jax.random.key(0)))
+    )
+    state = eet_jax.init_state(config, 2, pages=100, activation_budget=4 << 20)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 32768), (2,))]
+    compiled = _prefill.lower(config, weights, *shapes, state, None).compile()
+    table = 4 * config.rotary_size * state.residual.shape[0]
+    assert compiled.memory_analysis().temp_size_in_bytes < 40 * 2 * 32768 + table
 
 
 LOOPS = ("fori_loop", "while_loop", "scan")
