@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "ops/decode_step.h"
 #include "ops/decoder_layer.h"
 #include "pool/bindings.h"
 
@@ -71,6 +72,24 @@ static int64_t LayerWorkspace(int64_t tokens, int64_t hidden, int64_t heads, int
              : DecoderLayerWorkspace<bfloat16>(attention, mlp, parallel_residual, path);
 }
 
+int64_t StepBytes(int64_t batch, int64_t layers, int64_t hidden, int64_t heads, int64_t kv_heads,
+                  int64_t head_dim, int64_t intermediate, int64_t max_keys) {
+  return DecodeStepExchange({.batch = batch,
+                             .layers = layers,
+                             .vocab = 0,
+                             .hidden = hidden,
+                             .inner = intermediate,
+                             .heads = heads,
+                             .kv_heads = kv_heads,
+                             .head_dim = head_dim,
+                             .rotary_dim = 0,
+                             .pages = 0,
+                             .page_size = 1,
+                             .max_pages = max_keys,
+                             .gated = false})
+      .bytes();
+}
+
 PYBIND11_MODULE(_native, module) {
   py::class_<Library>(module, "Library")
       .def(py::init<const std::string&>(), py::arg("path"))
@@ -92,6 +111,9 @@ PYBIND11_MODULE(_native, module) {
              py::arg("hidden"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
              py::arg("intermediate"), py::arg("max_keys"), py::arg("itemsize"), py::arg("gated"),
              py::arg("parallel_residual"), py::arg("decode"));
+  module.def("decode_step_bytes", &StepBytes, py::kw_only(), py::arg("batch"), py::arg("layers"),
+             py::arg("hidden"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
+             py::arg("intermediate"), py::arg("max_keys"));
   module.attr("abi_version") = 1;
   module.attr("source_hash") = EET_SOURCE_HASH;
   BindPool(module);

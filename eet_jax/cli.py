@@ -85,6 +85,8 @@ def _print_report(report: Report) -> None:
         table.add_row(name, Text(value))
     for device in report.devices:
         table.add_row("device", Text(device))
+    for name, status in report.persistent_decode.items():
+        table.add_row("persistent decode", Text(f"{name}: {status}"))
     console.print(table)
     for problem in report.problems:
         console.print(Text.assemble(("problem ", "red"), problem))

@@ -1,7 +1,8 @@
 """The decoder on plain pytrees: prefill, decode_step. Read this first.
 
 Text becomes tokens (``llm``), tokens become packed rows of a residual stream, each layer is one
-call of ``xla_ops.decoder_layer`` on that stream, and the last token's row becomes logits.
+call of ``xla_ops.decoder_layer`` on that stream, and the last token's row becomes logits. A decode
+step of a few rows is, where the GPU runs it, one call of ``xla_ops.decode_step``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eet_jax import ends, positions
+import xla_ops
+from eet_jax import ends, persistent, positions
 from eet_jax.arguments import check_embeds, checked_prompt, checked_tokens
 from eet_jax.config import DecoderConfig
 from eet_jax.packing import Packed, for_chunks, pack, padded_tokens
 from eet_jax.params import Params
 from eet_jax.prepare import Prepared, prepare
-from eet_jax.state import DecodeState, reserve
-from xla_ops import KvCache, LayerOptions, Tokens, decoder_layer
+from eet_jax.state import DecodeState, check_status, reserve
+from xla_ops import HeadWeights, KvCache, LayerOptions, Tokens, decoder_layer
 
 
 def prefill(
@@ -79,8 +81,11 @@ def decode_step(
         its logits are NaN.
 
     Raises:
-        ValueError: if shapes do not fit; TypeError: for tokens that are not ints.
+        ValueError: if shapes do not fit; TypeError: for tokens that are not ints. RuntimeError: if
+            an earlier step of this state was given up, which shows when that step is over
+            (``state.check_status``): before the next one at the earliest.
     """
+    check_status(state)
     tokens = checked_tokens(config, tokens, (state.batch,))
     weights = prepare(config, params)
     return _decode_step(config, weights, tokens, state, implementation)
@@ -225,15 +230,50 @@ def decode_active(
     stream = ends.embed(
         config, weights, tokens, state.lengths, into=state.residual, implementation=implementation
     )
-    stream, state = _run_layers(
-        config, weights, stream, rows, state.lengths, state, implementation, decode=True
-    )
-    logits = ends.logits(
-        config, weights, stream[:batch], path="decode", implementation=implementation
-    )
+    if persistent.takes(config, state, implementation):
+        logits, state = _run_step(config, weights, stream, rows, state, implementation)
+    else:
+        stream, state = _run_layers(
+            config, weights, stream, rows, state.lengths, state, implementation, decode=True
+        )
+        logits = ends.logits(
+            config, weights, stream[:batch], path="decode", implementation=implementation
+        )
     lengths = state.lengths + (rows >= 0)
     logits = jnp.where((active & ~room)[:, None], jnp.nan, logits)
     return logits, dataclasses.replace(state, lengths=lengths)
+
+
+def _run_step(
+    config: DecoderConfig,
+    weights: Prepared,
+    stream: jax.Array,
+    rows: jax.Array,
+    state: DecodeState,
+    implementation: str | None,
+) -> tuple[jax.Array, DecodeState]:
+    """All layers and the head for one token of each of ``rows``, in one call."""
+    logits, k, v, workspace, status = xla_ops.decode_step(
+        stream,
+        weights.attention,
+        weights.mlp,
+        HeadWeights(weights.final_scale, weights.final_bias, weights.head),
+        KvCache(state.k, state.v, state.page_table),
+        Tokens(rows, state.lengths, positions.rotary_table(config, state.lengths)),
+        workspace=state.workspace,
+        options=layer_options(config, 0, decode=True, pooled=state.pooled),
+        windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
+        implementation=implementation,
+    )
+    state = dataclasses.replace(
+        state,
+        k=k,
+        v=v,
+        workspace=workspace,
+        residual=stream,
+        status=jnp.maximum(state.status, status),
+    )
+    return ends.cap_logits(config, logits), state
 
 
 def _run_chunk(

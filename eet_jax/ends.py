@@ -75,5 +75,10 @@ def logits(
     out = linear(
         normed, weights.head, out_dtype=jnp.float32, path=path, implementation=implementation
     )
+    return cap_logits(config, out)
+
+
+def cap_logits(config: DecoderConfig, logits: jax.Array) -> jax.Array:
+    """The head's results within the config's soft cap, if it has one."""
     cap = config.logit_soft_cap
-    return out if cap is None else cap * jnp.tanh(out / cap)
+    return logits if cap is None else cap * jnp.tanh(logits / cap)

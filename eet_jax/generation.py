@@ -18,7 +18,7 @@ from eet_jax.decoder import _prefill, decode_active
 from eet_jax.pool import BufferPool
 from eet_jax.prepare import Prepared, prepare
 from eet_jax.requests import Request, Sampling
-from eet_jax.state import DecodeState, init_state, reserve
+from eet_jax.state import DecodeState, check_status, init_state, raise_failure, reserve
 from xla_ops import sample
 
 CHUNK_STEPS = 16
@@ -99,6 +99,7 @@ def generate(
     Raises:
         ValueError: for empty prompts, token ids outside the vocabulary, prompts and new tokens
             beyond max_seq_len, or options out of range; TypeError: for prompts that are not ints.
+            RuntimeError: if the GPU gave up a decode step, now or before in ``state``.
     """
     if num_beams != 1:
         raise ValueError(f"num_beams must be 1, beam search is not built yet, got {num_beams}")
@@ -165,6 +166,7 @@ class Run:
             self.held = np.zeros(request.batch, np.int32)
         else:
             self.held = np.asarray(state.lengths)
+            check_status(state)
         self.state = state
 
     def chunks(self) -> Iterator[None]:
@@ -217,8 +219,11 @@ class Run:
         self.state = loop.state
         return loop
 
-    def _take(self, tokens: jax.Array, logprobs: jax.Array, active: jax.Array) -> np.ndarray:
+    def _take(
+        self, tokens: jax.Array, logprobs: jax.Array, active: jax.Array, status: jax.Array
+    ) -> np.ndarray:
         """Files a chunk's results; returns the rows that a stop sequence or ``watch`` ended."""
+        raise_failure(int(status))
         new, scores, valid = np.asarray(tokens), np.asarray(logprobs), np.asarray(active)
         stopped = np.zeros(self.request.batch, bool)
         for row in np.flatnonzero(~self.finished).tolist():
@@ -302,8 +307,9 @@ def _decode_chunk(
     stopped: Any,
     *,
     steps: int = CHUNK_STEPS,
-) -> tuple[Loop, tuple[jax.Array, jax.Array, jax.Array]]:
-    """``steps`` tokens for every row; returns them `[steps, batch]`, with who was active.
+) -> tuple[Loop, tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
+    """``steps`` tokens for every row; returns them `[steps, batch]`, with who was active, and the
+    state's status, which the loop donates to the next chunk.
 
     ``stopped`` `[batch]` are rows that the host has ended.
     """
@@ -346,4 +352,5 @@ def _decode_chunk(
         )
         return loop, out
 
-    return jax.lax.fori_loop(0, steps, step, (loop, out))
+    loop, out = jax.lax.fori_loop(0, steps, step, (loop, out))
+    return loop, (*out, loop.state.status[0])

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from xla_ops import _library
+from xla_ops import _library, decode_step_problem
 
 PACKAGES = ("eet-jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "transformers", "jinja2")
 
@@ -21,11 +21,13 @@ CUBLASLT = "libcublasLt.so.13"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Versions, libraries and devices as text, and problems with the command that mends each."""
+    """Versions, libraries and devices as text, which of the devices run the persistent decode step,
+    and problems with the command that mends each."""
 
     versions: dict[str, str]
     libraries: dict[str, str]
     devices: list[str]
+    persistent_decode: dict[str, str]
     problems: list[str]
 
     @property
@@ -41,6 +43,7 @@ def doctor() -> Report:
         versions=_versions(),
         libraries={name: _library_status(name) for name in ("cpu", "cuda")},
         devices=[f"{device} ({device.device_kind})" for device in devices],
+        persistent_decode={str(device): _persistent_status(device) for device in devices},
         problems=[*problems, *_problems(devices)],
     )
 
@@ -70,6 +73,11 @@ def _library_status(name: str) -> str:
     major, minor = library.ffi_api_version
     variant = f", {_library.native().cpu_variant() or 'baseline'}" if name == "cpu" else ""
     return f"loaded (sources {library.source_hash}, XLA FFI {major}.{minor}{variant})"
+
+
+def _persistent_status(device: Any) -> str:
+    problem = decode_step_problem(device)
+    return "available" if problem is None else f"not available: {problem}"
 
 
 def _problems(devices: list[Any]) -> list[str]:

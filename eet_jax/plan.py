@@ -6,6 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from eet_jax import persistent
 from eet_jax.config import DecoderConfig
 from eet_jax.params import param_count
 from xla_ops import LayerOptions, workspace_bytes
@@ -26,7 +27,8 @@ class Plan:
     """Bytes of a decoder with a given state.
 
     ``activation_bytes`` is what prefill and decode use at most beyond weights and cache: residual
-    stream and workspace. It does not grow with the number of layers nor with the prompt.
+    stream and workspace. It does not grow with the prompt. Prefill's share does not grow with the
+    number of layers either; the persistent decode step keeps a few rows of each layer.
     """
 
     weight_bytes: int
@@ -61,7 +63,8 @@ def plan(
 
     Args:
         batch: rows; max_seq_len: the most tokens of a row, ``config.max_seq_len`` by default.
-        activation_budget: bytes for activations, 256 MiB or the minimum if that is more.
+        activation_budget: bytes for activations; by default 256 MiB, or a quarter more than the
+            minimum if that is more.
 
     Raises:
         ValueError: for sizes out of range, or a budget under the minimum, with the minimum.
@@ -73,12 +76,12 @@ def plan(
     pages = 1 + batch * max_pages if pages is None else pages
     if pages < 2:
         raise ValueError(f"pages must be at least 2, the first is nobody's, got {pages}")
-    chunk = _chunk_tokens(config, batch, max_pages * page_size, activation_budget)
+    chunk = _chunk_tokens(config, batch, max_pages, page_size, activation_budget)
     page_bytes = config.num_kv_heads * page_size * config.head_dim * itemsize
     return Plan(
         weight_bytes=param_count(config) * itemsize,
         kv_bytes=2 * config.num_layers * pages * page_bytes,
-        workspace_bytes=_workspace(config, batch, chunk, max_pages * page_size),
+        workspace_bytes=_workspace(config, batch, chunk, max_pages, page_size),
         residual_bytes=chunk * config.hidden_size * itemsize,
         chunk_tokens=chunk,
         pages=pages,
@@ -98,28 +101,37 @@ def _check_sizes(config: DecoderConfig, batch: int, max_seq_len: int, page_size:
         raise ValueError(f"page_size must be a positive multiple of 8, got {page_size}")
 
 
-def _chunk_tokens(config: DecoderConfig, batch: int, max_keys: int, budget: int | None) -> int:
+def _chunk_tokens(
+    config: DecoderConfig, batch: int, max_pages: int, page_size: int, budget: int | None
+) -> int:
     """Tokens of a prefill chunk: as many as the budget allows and the rows can use."""
-    least = -(-batch // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT
-    minimum = _activations(config, batch, least, max_keys)
-    limit = max(DEFAULT_BUDGET, minimum) if budget is None else budget
+
+    def activations(chunk: int) -> int:
+        residual = chunk * config.hidden_size * jnp.dtype(config.dtype).itemsize
+        return residual + _workspace(config, batch, chunk, max_pages, page_size)
+
+    least = _aligned(batch)
+    minimum = activations(least)
+    # Where a decode step needs all of the minimum, a little more makes far longer chunks.
+    limit = max(DEFAULT_BUDGET, minimum + minimum // 4) if budget is None else budget
     if limit < minimum:
         raise ValueError(f"activation_budget must be at least {minimum} bytes, got {limit}")
-    useful = min(MAX_CHUNK, -(-batch * max_keys // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT)
-    best = max(least, useful)
-    while best > least and _activations(config, batch, best, max_keys) > limit:
+    best = max(least, min(MAX_CHUNK, _aligned(batch * max_pages * page_size)))
+    while best > least and activations(best) > limit:
         best -= CHUNK_ALIGNMENT
     return best
 
 
-def _activations(config: DecoderConfig, batch: int, chunk: int, max_keys: int) -> int:
-    residual = chunk * config.hidden_size * jnp.dtype(config.dtype).itemsize
-    return residual + _workspace(config, batch, chunk, max_keys)
+def _aligned(tokens: int) -> int:
+    return -(-tokens // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT
 
 
-def _workspace(config: DecoderConfig, batch: int, chunk: int, max_keys: int) -> int:
-    """The larger of what a prefill chunk and a decode step need."""
-    return max(
+def _workspace(
+    config: DecoderConfig, batch: int, chunk: int, max_pages: int, page_size: int
+) -> int:
+    """The largest of what a prefill chunk and both kinds of decode steps need."""
+    max_keys = max_pages * page_size
+    layers = (
         workspace_bytes(
             tokens=tokens,
             hidden=config.hidden_size,
@@ -135,3 +147,4 @@ def _workspace(config: DecoderConfig, batch: int, chunk: int, max_keys: int) -> 
         )
         for tokens, decode in ((chunk, False), (batch, True))
     )
+    return max(*layers, persistent.step_bytes(config, batch, max_keys, page_size))

@@ -13,6 +13,7 @@ import numpy as np
 from eet_jax.config import DecoderConfig
 from eet_jax.plan import PAGE_SIZE, plan
 from eet_jax.pool import BufferPool, default_pool
+from xla_ops import decode_step_failure, decode_step_problem
 
 
 @jax.tree_util.register_dataclass
@@ -37,8 +38,13 @@ class DecodeState:
     """[chunk tokens, hidden], the residual stream of a prefill chunk"""
     workspace: jax.Array
     """[bytes] uint8, the activations inside a layer"""
+    status: jax.Array
+    """[1] int32, 0 unless a decode step was given up (``check_status``)"""
     pooled: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether the kernels check that the arrays lie in a pool, as they must on the GPU"""
+    persistent: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether the device runs the persistent decode step; decoders and batches that it is built for
+    decode by it. ``dataclasses.replace(state, persistent=False)`` decodes layer by layer"""
 
     @property
     def batch(self) -> int:
@@ -158,9 +164,35 @@ def init_state(
         "workspace": pool.empty((p.workspace_bytes,), jnp.uint8),
         "page_table": jnp.zeros((batch, p.max_pages), jnp.int32),
         "lengths": jnp.zeros((batch,), jnp.int32),
+        "status": jnp.zeros((1,), jnp.int32),
     }
     device = next(iter(arrays["k"].devices()))
-    return DecodeState(**jax.device_put(arrays, device), pooled=device.platform == "gpu")
+    return DecodeState(
+        **jax.device_put(arrays, device),
+        pooled=device.platform == "gpu",
+        persistent=decode_step_problem(device) is None,
+    )
+
+
+def check_status(state: DecodeState) -> None:
+    """Raises unless all decode steps went well that led to ``state``, as far as they are over.
+
+    It waits for nothing: what is still under way, or traced, is looked at by a later call.
+
+    Raises:
+        RuntimeError: if a step was given up, with what it waited for. Its tokens are lost, and
+            nothing that followed means anything: go on with a new state.
+    """
+    status: Any = state.status
+    if not isinstance(status, jax.core.Tracer) and status.is_ready():
+        raise_failure(int(np.asarray(status)[0]))
+
+
+def raise_failure(status: int) -> None:
+    """Raises RuntimeError if ``status``, of a decode step, says that it was given up."""
+    failure = decode_step_failure(status)
+    if failure is not None:
+        raise RuntimeError(f"a decode step was given up: {failure}; its state is lost")
 
 
 def reserve(state: DecodeState, lengths: jax.Array) -> DecodeState:

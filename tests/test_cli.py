@@ -28,6 +28,7 @@ def test_doctor():
     result = runner.invoke(cli.app, ["doctor", "--json"])
     report = json.loads(result.output)
     assert report["libraries"]["cpu"].startswith("loaded")
+    assert len(report["persistent_decode"]) == len(report["devices"])
     assert result.exit_code == (1 if report["problems"] else 0)
     assert "eet-jax" in runner.invoke(cli.app, ["doctor"]).output
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import types
+
 import jax
 import pytest
 
@@ -26,6 +29,18 @@ def test_backend_that_does_not_start(monkeypatch):
     assert not report.healthy
     assert "JAX finds no devices: RuntimeError: Unable to initialize backend" in report.problems[0]
     assert report.libraries["cpu"].startswith("loaded")
+
+
+@pytest.mark.parametrize(
+    ("capability", "status"),
+    [("9.0", "available"), ("8.0", "not available: .* capability 9.0, this one has 8.0")],
+)
+def test_persistent_decode(monkeypatch, capability, status):
+    gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA", compute_capability=capability)
+    monkeypatch.setitem(_library.libraries, "cuda", _library.libraries["cpu"])
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    [found] = eet_jax.doctor().persistent_decode.values()
+    assert re.fullmatch(status, found)
 
 
 @pytest.mark.parametrize("found", [False, True])

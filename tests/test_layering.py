@@ -18,7 +18,7 @@ FLOORS = [
     {"decoder", "ends", "positions"},
     {"arguments", "packing"},
     {"partition"},
-    {"state", "plan", "pool", "prepare", "masks", "checkpoint"},
+    {"state", "plan", "pool", "persistent", "prepare", "masks", "checkpoint"},
     {"params", "rotary", "models", "compilation"},
     {"config"},
 ]

@@ -28,6 +28,16 @@ SHAPES = [
     ((70,), 520, 136),
     ((2,), 64, 2200),
     ((66,), 72, 2136),
+    # Sizes that Hopper streams: columns in lines of 64; few of them, few outputs, or very many.
+    ((1,), 64, 7),
+    ((3,), 192, 40),
+    ((17,), 1088, 201),
+    ((33,), 4160, 1000),
+    ((64,), 2048, 72),
+    ((70,), 8192, 136),
+    ((9,), 64, 34003),
+    ((5,), 1024, 12672),
+    ((40,), 1024, 12672),
 ]
 
 
@@ -120,7 +130,9 @@ def test_unaligned_rows(rng, dtype):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("size", [(512, 96), (256, 2208), (37, 11)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(512, 96), (256, 2208), (37, 11), (4160, 1000), (64, 34003)], ids=str
+)
 def test_bits_do_not_depend_on_other_rows(rng, dtype, path, size):
     x, kernel = operands(rng, dtype, (70,), *size)
     options = {"activation": "silu", "path": path}
@@ -132,6 +144,19 @@ def test_bits_do_not_depend_on_other_rows(rng, dtype, path, size):
     # The same rows elsewhere in the batch.
     moved = linear(jnp.roll(x, 13, axis=0), kernel, **options)
     np.testing.assert_array_equal(float64(moved[13]), float64(alone[0]))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_kernel_from_the_product_before(rng, dtype, path):
+    """A kernel is not read before what computes it has ended."""
+    x, first = operands(rng, dtype, (64,), 4096, 1024)
+    y = operands(rng, dtype, (3,), 1024, 1)[0]
+    chain = jax.jit(lambda y, x, first: linear(y, linear(x, first, path=path), path=path))
+    kernel = linear(x, first, path=path)
+    for _ in range(8):
+        np.testing.assert_array_equal(
+            float64(chain(y, x, first)), float64(linear(y, kernel, path=path))
+        )
 
 
 def test_path_follows_the_rows(rng):

@@ -3,6 +3,12 @@
 from xla_ops._attention import attention as attention
 from xla_ops._attention_block import attention_block as attention_block
 from xla_ops._decode_attention import decode_attention as decode_attention
+from xla_ops._decode_step import HeadWeights as HeadWeights
+from xla_ops._decode_step import decode_step as decode_step
+from xla_ops._decode_step import decode_step_bytes as decode_step_bytes
+from xla_ops._decode_step import decode_step_failure as decode_step_failure
+from xla_ops._decode_step import decode_step_fits as decode_step_fits
+from xla_ops._decode_step import decode_step_problem as decode_step_problem
 from xla_ops._decoder_layer import decoder_layer as decoder_layer
 from xla_ops._embedding import embedding as embedding
 from xla_ops._kv_append import kv_append as kv_append

@@ -34,6 +34,7 @@ def define_op(
     batch_rule: BatchRule | None = None,
     differentiable: bool = True,
     partitionable: bool = False,
+    platforms: Sequence[str] = tuple(PLATFORMS),
 ) -> Callable[..., list[jax.Array]]:
     """Makes the handler ``name`` of the native libraries a JAX primitive.
 
@@ -47,6 +48,7 @@ def define_op(
         differentiable: whether ``with_reference_gradient`` serves the op's derivatives.
         partitionable: whether the first dimension of all operands and results is one batch, so
             that XLA may split it over devices.
+        platforms: that have a kernel; on others lowering raises.
 
     Returns:
         A function of the operands and, by keyword, the attributes; it returns a list of results.
@@ -57,12 +59,12 @@ def define_op(
     primitive.def_impl(
         lambda *operands, **attrs: _jitted(primitive, tuple(attrs.items()))(*operands)
     )
-    for platform, registry in PLATFORMS.items():
+    for platform in platforms:
         lower = functools.partial(_lower, name, platform, dict(aliases or {}), partitionable)
         mlir.register_lowering(primitive, lower, platform=platform)
         if platform in _library.libraries:
             handler = _library.libraries[platform].handler(name)
-            jax.ffi.register_ffi_target(name, handler, platform=registry)
+            jax.ffi.register_ffi_target(name, handler, platform=PLATFORMS[platform])
     if partitionable:
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
     if aliases:

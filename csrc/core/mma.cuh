@@ -46,11 +46,15 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
 
 // Loads four 8x8 matrices of 2-byte elements. Lane i gives the address of row i % 8 of matrix
 // i / 8, and receives of each its elements lane % 4 * 2 and the next of row lane / 4.
-__device__ __forceinline__ void LoadMatrices(uint32_t (&matrices)[4], const void* row) {
+__device__ __forceinline__ void LoadMatrices(uint32_t (&matrices)[4], uint32_t row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(SharedAddress(row))
+               : "r"(row_address)
                : "memory");
+}
+
+__device__ __forceinline__ void LoadMatrices(uint32_t (&matrices)[4], const void* row) {
+  LoadMatrices(matrices, SharedAddress(row));
 }
 
 // The same of each matrix' transpose.

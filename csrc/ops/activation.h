@@ -11,7 +11,13 @@ namespace eet {
 // In the order of ACTIVATIONS in xla_ops.
 enum class Activation : int64_t { kNone, kSilu, kGelu, kGeluTanh, kRelu, kQuickGelu };
 
-EET_HOST_DEVICE float Sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+EET_HOST_DEVICE float Sigmoid(float x) {
+#ifdef __CUDA_ARCH__
+  return __fdividef(1.0f, 1.0f + __expf(-x));  // to 2 units in the last place
+#else
+  return 1.0f / (1.0f + std::exp(-x));
+#endif
+}
 
 EET_HOST_DEVICE float Activate(Activation activation, float x) {
   constexpr float kSqrtHalf = 0.70710678f, kSqrtTwoOverPi = 0.79788456f;

@@ -41,13 +41,15 @@ struct KeySplits {
   KeyRange keys;
   int first = 0, size = 0, count = 0;
 
-  EET_HOST_DEVICE explicit KeySplits(KeyRange visible) : keys(visible) {
+  EET_HOST_DEVICE explicit KeySplits(KeyRange visible, int unit = kSplitUnit,
+                                     int min_split = kMinSplit)
+      : keys(visible) {
     if (keys.empty()) return;
-    first = keys.begin / kSplitUnit * kSplitUnit;
+    first = keys.begin / unit * unit;
     const int span = keys.end - first;
-    constexpr int kUnits = kMaxSplits * kSplitUnit;
-    const int even = (span + kUnits - 1) / kUnits * kSplitUnit;
-    size = even > kMinSplit ? even : kMinSplit;
+    const int units = kMaxSplits * unit;
+    const int even = (span + units - 1) / units * unit;
+    size = even > min_split ? even : min_split;
     count = (span + size - 1) / size;
   }
 

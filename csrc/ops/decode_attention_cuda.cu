@@ -9,10 +9,14 @@ namespace eet {
 constexpr int kMergeThreads = 128;
 static_assert(kMergeThreads >= kMaxSplits);
 
+constexpr int kMergeAtOnce = 8;  // splits whose sums are loaded together
+
 // One block per head of a token.
 template <typename T>
 __global__ void __launch_bounds__(kMergeThreads) MergeSplitsKernel(DecodeAttentionArgs<T> args) {
   __shared__ float factors[kMaxSplits];
+  LetNextKernelStart();
+  WaitForKernelsBefore();
   const int thread = threadIdx.x;
   const int64_t token = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
   const int count = SplitsOf(args, token).count;
@@ -29,8 +33,17 @@ __global__ void __launch_bounds__(kMergeThreads) MergeSplitsKernel(DecodeAttenti
   T* out = args.out + (token * args.heads + head) * args.head_dim;
   for (int64_t col = thread; col < args.head_dim; col += kMergeThreads) {
     float sum = 0.0f;
-#pragma unroll 16
-    for (int i = 0; i < count; ++i) sum += factors[i] * partials.sums[i * args.head_dim + col];
+    for (int first = 0; first < count; first += kMergeAtOnce) {
+      float sums[kMergeAtOnce];
+#pragma unroll
+      for (int i = 0; i < kMergeAtOnce; ++i) {
+        sums[i] = first + i < count ? partials.sums[(first + i) * args.head_dim + col] : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < kMergeAtOnce; ++i) {
+        if (first + i < count) sum += factors[first + i] * sums[i];
+      }
+    }
     out[col] = T(sum);
   }
 }
@@ -40,12 +53,17 @@ template <typename T, int kDim>
 static void LaunchSplits(Stream stream, const DecodeAttentionArgs<T>& args) {
   const dim3 grid = SplitGrid(args);
   if constexpr (std::is_same_v<T, float>) {
-    DecodeFmaKernel<kDim><<<grid, kDecodeFmaWarps * kWarpSize, 0, stream>>>(args);
+    LaunchEarly(DecodeFmaKernel<kDim>, {.grid = grid, .block = dim3(kDecodeFmaWarps * kWarpSize)},
+                stream, args);
   } else {
     using Shape = StreamShape<kDim>;
     auto kernel = DecodeMmaKernel<T, kDim>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-    kernel<<<grid, Shape::kWarps * kWarpSize, Shape::kSharedBytes, stream>>>(args);
+    LaunchEarly(kernel,
+                {.grid = grid,
+                 .block = dim3(Shape::kWarps * kWarpSize),
+                 .shared_bytes = Shape::kSharedBytes},
+                stream, args);
   }
 }
 
@@ -61,7 +79,8 @@ void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args) {
   } else {
     LaunchSplits<T, 256>(stream, args);
   }
-  MergeSplitsKernel<<<args.tokens * args.heads, kMergeThreads, 0, stream>>>(args);
+  LaunchEarly(MergeSplitsKernel<T>,
+              {.grid = dim3(args.tokens * args.heads), .block = dim3(kMergeThreads)}, stream, args);
 }
 
 template void DecodeAttention(Stream, const DecodeAttentionArgs<float>&);

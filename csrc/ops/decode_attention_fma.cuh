@@ -85,6 +85,8 @@ __global__ void __launch_bounds__(kDecodeFmaWarps* kWarpSize)
   constexpr int kCols = kDim / kWarpSize;
   __shared__ __align__(16) char memory[sizeof(DecodeFmaShared<kDim>)];
   auto& shared = *reinterpret_cast<DecodeFmaShared<kDim>*>(memory);
+  LetNextKernelStart();
+  WaitForKernelsBefore();
   const SplitBlock block = ThisBlock(args);
   if (block.keys.empty()) return;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;

@@ -204,6 +204,8 @@ __global__ void __launch_bounds__(StreamShape<kDim>::kWarps* kWarpSize)
     DecodeMmaKernel(DecodeAttentionArgs<T> args) {
   using Shape = StreamShape<kDim>;
   extern __shared__ __align__(128) char shared[];
+  LetNextKernelStart();
+  WaitForKernelsBefore();
   const SplitBlock block = ThisBlock(args);
   if (block.keys.empty()) return;
   const int warp = threadIdx.x / kWarpSize;

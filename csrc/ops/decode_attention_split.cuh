@@ -2,6 +2,7 @@
 // its warps' results become the split's.
 #pragma once
 
+#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "ops/decode_attention.h"
 

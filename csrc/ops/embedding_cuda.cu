@@ -1,6 +1,7 @@
 // Token embedding on the GPU. One block per token.
 #include <algorithm>
 
+#include "core/launch.cuh"
 #include "core/vector.cuh"
 #include "ops/embedding.h"
 
@@ -14,6 +15,8 @@ __global__ void __launch_bounds__(kMaxThreads) EmbeddingKernel(EmbeddingArgs<T> 
   struct alignas(kWidth * sizeof(T)) Pack {
     T values[kWidth];
   };
+  LetNextKernelStart();
+  WaitForKernelsBefore();
   const int64_t token = blockIdx.x;
   const Pack* entry = reinterpret_cast<const Pack*>(
       NearestRow(args.table, args.tokens[token], args.vocab, args.hidden));
@@ -41,7 +44,7 @@ void Embedding(Stream stream, const EmbeddingArgs<T>& args) {
   const int64_t packs = aligned ? args.hidden / kVector : args.hidden;
   const int threads = int(std::min<int64_t>(kMaxThreads, (packs + 31) / 32 * 32));
   auto kernel = aligned ? EmbeddingKernel<T, kVector> : EmbeddingKernel<T, 1>;
-  kernel<<<args.num_tokens, threads, 0, stream>>>(args);
+  LaunchEarly(kernel, {.grid = dim3(args.num_tokens), .block = dim3(threads)}, stream, args);
 }
 
 template void Embedding(Stream, const EmbeddingArgs<float>&);

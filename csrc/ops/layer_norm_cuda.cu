@@ -1,6 +1,7 @@
 // Layer norm on the GPU. One block per row, three passes over it, of which the caches serve two.
 #include <algorithm>
 
+#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "core/vector.cuh"
 #include "ops/layer_norm.h"
@@ -21,6 +22,10 @@ __global__ void __launch_bounds__(kMaxThreads) LayerNormKernel(LayerNormArgs<T> 
   const Pack* bias = reinterpret_cast<const Pack*>(args.bias);
   Pack* y = reinterpret_cast<Pack*>(args.y + blockIdx.x * args.cols);
 
+  // In this order: the kernel behind this one may then read weights at once, for all that came
+  // before this one has ended.
+  WaitForKernelsBefore();
+  LetNextKernelStart();
   float sum = 0;
   for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
     const Pack pack = x[i];
@@ -62,7 +67,7 @@ void LayerNorm(Stream stream, const LayerNormArgs<T>& args) {
   const int64_t packs = aligned ? args.cols / kVector : args.cols;
   const int threads = int(std::min<int64_t>(kMaxThreads, (packs + 31) / 32 * 32));
   auto kernel = aligned ? LayerNormKernel<T, kVector> : LayerNormKernel<T, 1>;
-  kernel<<<args.rows, threads, 0, stream>>>(args);
+  LaunchEarly(kernel, {.grid = dim3(args.rows), .block = dim3(threads)}, stream, args);
 }
 
 template void LayerNorm(Stream, const LayerNormArgs<float>&);

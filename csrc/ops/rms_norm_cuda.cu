@@ -1,6 +1,7 @@
 // RMS norm on the GPU. One block per row.
 #include <algorithm>
 
+#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "core/vector.cuh"
 #include "ops/rms_norm.h"
@@ -20,6 +21,10 @@ __global__ void __launch_bounds__(kMaxThreads) RmsNormKernel(RmsNormArgs<T> args
   const Pack* scale = reinterpret_cast<const Pack*>(args.scale);
   Pack* y = reinterpret_cast<Pack*>(args.y + blockIdx.x * args.cols);
 
+  // In this order: the kernel behind this one may then read weights at once, for all that came
+  // before this one has ended.
+  WaitForKernelsBefore();
+  LetNextKernelStart();
   float sum = 0;
   for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
     const Pack pack = x[i];
@@ -47,7 +52,7 @@ void RmsNorm(Stream stream, const RmsNormArgs<T>& args) {
   const int64_t packs = aligned ? args.cols / kVector : args.cols;
   const int threads = int(std::min<int64_t>(kMaxThreads, (packs + 31) / 32 * 32));
   auto kernel = aligned ? RmsNormKernel<T, kVector> : RmsNormKernel<T, 1>;
-  kernel<<<args.rows, threads, 0, stream>>>(args);
+  LaunchEarly(kernel, {.grid = dim3(args.rows), .block = dim3(threads)}, stream, args);
 }
 
 template void RmsNorm(Stream, const RmsNormArgs<float>&);

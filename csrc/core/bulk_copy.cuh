@@ -1,0 +1,79 @@
+// Hopper's copy engine: one thread orders kilobytes into shared memory, a barrier counts them in.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "core/mma.cuh"
+
+namespace eet {
+
+// An mbarrier in shared memory. A phase ends when all expected arrivals and bytes are there; its
+// parity is 0 for the first phase, then 1, 0, ...
+class Barrier {
+ public:
+  // By one thread; the others see it after FenceBarriers and a barrier of the block.
+  __device__ __forceinline__ void Init(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(Address()), "r"(arrivals));
+  }
+
+  __device__ __forceinline__ void Arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(Address()) : "memory");
+  }
+
+  // Arrives and announces copies of so many bytes.
+  __device__ __forceinline__ void ArriveExpecting(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(Address()),
+                 "r"(bytes)
+                 : "memory");
+  }
+
+  // Whether the phase of this parity has ended; the hardware waits a little before it says no.
+  __device__ __forceinline__ bool TryWait(int parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n"
+        "  .reg .pred done;\n"
+        "  mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "  selp.u32 %0, 1, 0, done;\n"
+        "}"
+        : "=r"(done)
+        : "r"(Address()), "r"(parity)
+        : "memory");
+    return done;
+  }
+
+  __device__ __forceinline__ uint32_t Address() const { return SharedAddress(&state_); }
+
+ private:
+  uint64_t state_;
+};
+
+// Makes new barriers visible to the copy engine.
+__device__ __forceinline__ void FenceBarriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// Tells the second cache that lines are read once, so that what is read again stays.
+__device__ __forceinline__ uint64_t ReadOncePolicy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ void PrefetchMap(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+// Copies a box of a map made by MakeRowTiles: `chunk` and `row` are its first ones.
+__device__ __forceinline__ void CopyTile(void* shared, const CUtensorMap& map, int chunk, int row,
+                                         Barrier& barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(0), "r"(row), "r"(chunk), "r"(barrier.Address()), "l"(policy)
+      : "memory");
+}
+
+}  // namespace eet

@@ -1,0 +1,58 @@
+// Kernels that start while the one in front of them still works (programmatic dependent launch).
+//
+// A kernel launched by LaunchEarly may start as soon as every block of the kernel in front has
+// called LetNextKernelStart or has ended. It calls WaitForKernelsBefore before it touches anything
+// that they touch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace eet {
+
+__device__ __forceinline__ void LetNextKernelStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Returns when all kernels before this one in the stream have ended and what they wrote is visible.
+__device__ __forceinline__ void WaitForKernelsBefore() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The major compute capability of the current device.
+inline int ComputeMajor() {
+  static thread_local int known_device = -1, major = 0;
+  int device = 0;
+  cudaGetDevice(&device);
+  if (device != known_device) {
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    known_device = device;
+  }
+  return major;
+}
+
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+};
+
+template <typename... Parameters, typename... Arguments>
+void LaunchEarly(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                 const Arguments&... arguments) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = ComputeMajor() < 9 ? 0 : 1;
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+}  // namespace eet

@@ -1,0 +1,114 @@
+// One token for each of a few rows through the whole decoder, in one launch:
+//   logits = head(norm(layers(x)))
+// The kernel is explained in decode_step_sm90.cu.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/stream.h"
+#include "core/types.h"
+#include "ops/activation.h"
+#include "ops/norm.h"
+
+namespace eet {
+
+struct DecodeStepSizes {
+  int64_t batch, layers, vocab, hidden, inner;
+  int64_t heads, kv_heads, head_dim, rotary_dim;
+  int64_t pages, page_size, max_pages;
+  bool gated;
+
+  EET_HOST_DEVICE int64_t q_size() const { return heads * head_dim; }
+  EET_HOST_DEVICE int64_t qkv_size() const { return (heads + 2 * kv_heads) * head_dim; }
+  EET_HOST_DEVICE int64_t up_size() const { return gated ? 2 * inner : inner; }
+};
+
+// Weights are stacked over layers, [out, in] row-major, laid out as in xla_ops/_layer.py; biases,
+// and norms of q and k, may be nullptr.
+template <typename T>
+struct DecodeStepArgs {
+  const T* x;                 // [batch, hidden], the embedded tokens
+  const int32_t* rows;        // [batch], of the page table; -1: the token's logits mean nothing
+  const int32_t* positions;   // [batch], where the token goes
+  const int32_t* page_table;  // [rows, max_pages]
+  const float* rotary_table;  // [batch, rotary_dim / 2, 2] or nullptr
+  const int32_t* windows;     // [layers], keys visible to a query; 0: all
+  NormWeights<T> attention_norm, mlp_norm;  // [layers, hidden]
+  NormWeights<T> final_norm;                // [hidden]
+  const T *qkv_kernel, *qkv_bias, *q_norm, *k_norm, *o_kernel, *o_bias;
+  const T *up_kernel, *up_bias, *down_kernel, *down_bias;
+  const T* head;    // [vocab, hidden]
+  T *k, *v;         // [layers, pages, kv_heads, page_size, head_dim], appended to
+  float* logits;    // [batch, vocab]
+  void* exchange;   // [DecodeStepExchange(sizes).bytes()]
+  int32_t* status;  // [1], 0, or 1 + the phase that was waited for too long
+  DecodeStepSizes sizes;
+  Activation activation;
+  float scale;         // of the scores
+  int64_t wait_limit;  // nanoseconds, of one wait, before the step is given up
+};
+
+// Launches the step. Returns without a launch, with the reason in LaunchProblem, where the device
+// or the sizes are not those that DecodeStepFits accepts.
+template <typename T>
+void DecodeStep(Stream stream, const DecodeStepArgs<T>& args);
+
+// The results of a layer's phases, in the order in which a token meets them.
+enum class Phase : int { kQkv, kPartials, kAttended, kAttentionOut, kUp, kDown };
+constexpr int kPhases = 6;
+
+constexpr int kStepTokens = 16;  // at most
+constexpr int kStepSplits = 64;  // at most, of one row
+
+// Keys of a tile: a split of a row's keys is a multiple of them.
+EET_HOST_DEVICE constexpr int64_t StepTileKeys(int64_t head_dim) { return 4096 / head_dim; }
+
+// Where blocks leave their results for each other: each layer's phases one after the other, all
+// activations [batch, size]. In 32-bit words; every section is a multiple of 16 bytes.
+struct DecodeStepExchange {
+  static constexpr int64_t kCounterStride = 32;  // a line of the second cache each
+  static constexpr int64_t kMaxBlocks = 160;
+
+  explicit EET_HOST_DEVICE DecodeStepExchange(const DecodeStepSizes& sizes) {
+    splits = std::min<int64_t>(
+        kStepSplits, sizes.max_pages * sizes.page_size / StepTileKeys(sizes.head_dim) + 1);
+    const int64_t batch = sizes.batch, hidden = batch * sizes.hidden / 2;
+    partials = batch * sizes.qkv_size() / 2;
+    log_sums = partials + batch * sizes.q_size() / 2 * splits;
+    attended = log_sums + (batch * sizes.heads * splits + 3) / 4 * 4;
+    attention_out = attended + batch * sizes.q_size() / 2;
+    up = attention_out + hidden;
+    down = up + batch * sizes.inner / 2;
+    layer = down + hidden;
+    statistics = layer * sizes.layers;
+    counters = statistics + (2 * sizes.layers + 1) * batch * 2 * kMaxBlocks;
+    words = counters + sizes.layers * kPhases * kCounterStride;
+  }
+
+  int64_t bytes() const { return words * 4; }
+
+  // Within a layer; QKV is at 0.
+  int64_t partials;  // [batch, heads, splits, head_dim], weighted sums of values
+  int64_t log_sums;  // [batch, heads, splits] float32, base 2
+  int64_t attended, attention_out, up, down;
+  int64_t layer;  // words of one layer
+
+  // Sums of the residual stream and of its squares, of each block's rows: before the first layer,
+  // then after each layer's attention and after its feed-forward.
+  int64_t statistics;  // [2 * layers + 1, batch, 2, kMaxBlocks] float32
+  int64_t counters;    // [layers, phases, kCounterStride]
+  int64_t words, splits;
+};
+
+// Whether sizes are those that the kernel takes.
+template <typename T>
+constexpr bool DecodeStepFits(const DecodeStepSizes& sizes) {
+  const bool in_chunks =
+      sizes.hidden % 64 == 0 && sizes.q_size() % 64 == 0 && sizes.inner % 64 == 0;
+  const bool heads = sizes.head_dim == 64 || sizes.head_dim == 128 || sizes.head_dim == 256;
+  return sizeof(T) == 2 && sizes.batch <= kStepTokens && in_chunks && heads &&
+         sizes.page_size % 64 == 0;
+}
+
+}  // namespace eet

@@ -1,0 +1,447 @@
+// Attention of the decode step. A warp takes one item, streams its keys and values as tiles of the
+// ring, and publishes either the attended heads or, where the row has several splits, its part of
+// them, which a second round merges.
+//
+// The token itself is in no tile yet: its key and value are put into the tile where they belong,
+// and into the cache for the steps to come.
+#pragma once
+
+#include "ops/decode_step_split.cuh"
+#include "ops/rotary_append.h"
+
+namespace eet {
+
+// Keys, or values, of a tile, as MakeRowTiles lays them out.
+template <typename T, int kDim>
+struct CacheTile {
+  static constexpr int kKeys = int(StepTileKeys(kDim));
+  static_assert(2 * kKeys * kDim * 2 == kTileBytes);
+  static constexpr int kStrip = 16;  // keys of one product
+  static constexpr int kStrips = kKeys / kStrip;
+  static constexpr int kHalf = kTileBytes / 2;
+
+  char* data;
+
+  __device__ T* Piece(int key, int piece) const {
+    return reinterpret_cast<T*>(data + piece / 8 * (kKeys * kChunkColumns * 2) +
+                                key * (kChunkColumns * 2) + ((piece % 8 ^ key % 8) << 4));
+  }
+};
+
+// Norm of a head's q or k: the reciprocal root of its mean square, rounded as rotary_append does.
+template <typename T>
+struct HeadTransform {
+  const T* scale;      // [head_dim] or nullptr
+  const float* pairs;  // cosine and sine of the token's position; nullptr: no rotation
+  int rotary_dim;
+  float inverse;
+
+  __device__ uint32_t operator()(uint32_t word, int column) const {
+    constexpr std::type_identity<T> kType;
+    const T* elements = reinterpret_cast<const T*>(&word);
+    float x0 = float(elements[0]), x1 = float(elements[1]);
+    if (scale) {
+      x0 = float(T(x0 * inverse * float(scale[column])));
+      x1 = float(T(x1 * inverse * float(scale[column + 1])));
+    }
+    if (column < rotary_dim) {
+      const float2 at = *reinterpret_cast<const float2*>(pairs + column);
+      const float rotated = x0 * at.x - x1 * at.y;
+      x1 = x1 * at.x + x0 * at.y;
+      x0 = rotated;
+    }
+    return PackPair(x0, x1, kType);
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ float SquaresOf(uint32_t word) {
+  const T* elements = reinterpret_cast<const T*>(&word);
+  return float(elements[0]) * float(elements[0]) + float(elements[1]) * float(elements[1]);
+}
+
+template <typename T, int kDim>
+class Attender {
+ public:
+  using Tile = CacheTile<T, kDim>;
+
+  __device__ explicit Attender(StepBlock<T>& block)
+      : block_(block), warp_(WarpId()), lane_(LaneId()), deal_(block, Tile::kKeys) {
+    group_ = int(block.sizes().heads) / int(block.sizes().kv_heads);
+  }
+
+  // All of a layer's attention that this warp has.
+  __device__ void Run(int layer, RingPlace& place) {
+    deal_.Deal(layer);
+    for (int round = 0; round < deal_.rounds(); ++round) {
+      Round(layer, deal_.ItemOfLane(round), place);
+    }
+    Merge(layer);
+  }
+
+ private:
+  static constexpr int kHeadWords = kDim / 2;
+  static constexpr int kFragments = kDim / 16;
+
+  // The second operand of the scores: head lane / 4 of the item.
+  using Queries = uint32_t[kFragments][2];
+
+  // The token's own key and value: words lane, lane + 32, ... of them.
+  struct NewKey {
+    static constexpr int kWords = kHeadWords / kWarpSize;
+    uint32_t key[kWords], value[kWords];
+  };
+
+  // Element [n][2 * i + j] is of column 16 * n + 8 * i + lane / 4 and head lane % 4 * 2 + j.
+  struct Output {
+    float sums[kFragments][4] = {};
+    SoftmaxState softmax[2];  // sums over this lane's keys only
+  };
+
+  // One item for each warp; their tiles alternate in the ring.
+  __device__ void Round(int layer, const AttentionItem& of_lane, RingPlace& place) {
+    const AttentionItem item = Own(of_lane);
+    Queries queries = {};
+    NewKey newest = {};
+    Output output;
+    if (item.heads > 0) Begin(layer, item, queries, newest);
+    int most = of_lane.tiles;
+#pragma unroll
+    for (int step = 1; step < kConsumers; step *= 2) {
+      most = max(most, __shfl_xor_sync(kFullMask, most, step));
+    }
+    most = __shfl_sync(kFullMask, most, 0);
+    for (int tile = 0; tile < most; ++tile) {
+      for (int warp = 0; warp < kConsumers; ++warp) {
+        if (tile >= __shfl_sync(kFullMask, of_lane.tiles, warp)) continue;
+        // The others' tiles too: a warp more than a turn of the ring away would lose its place.
+        char* data = const_cast<char*>(block_.AwaitTile(place));
+        if (warp == warp_) {
+          __syncwarp();
+          Attend(item, data, item.first_key + tile * Tile::kKeys, queries, newest, output);
+        }
+        block_.ReleaseTile(place, lane_);
+      }
+    }
+    if (item.heads > 0) Publish(layer, item, output);
+  }
+
+  // The item that lane `warp` has found.
+  __device__ AttentionItem Own(const AttentionItem& of_lane) const {
+    AttentionItem item;
+    const auto own = [&](int value) { return __shfl_sync(kFullMask, value, warp_); };
+    item.token = own(of_lane.token);
+    item.kv_head = own(of_lane.kv_head);
+    item.first_head = own(of_lane.first_head);
+    item.heads = own(of_lane.heads);
+    item.split = own(of_lane.split);
+    item.splits = own(of_lane.splits);
+    item.position = own(of_lane.position);
+    item.keys = {own(of_lane.keys.begin), own(of_lane.keys.end)};
+    item.first_key = own(of_lane.first_key);
+    item.tiles = own(of_lane.tiles);
+    return item;
+  }
+
+  // The token's query, key and value heads of the item's KV head.
+  __device__ const uint32_t* Heads(int layer, const AttentionItem& item) const {
+    const DecodeStepSizes& sizes = block_.sizes();
+    return block_.Exchange(layer, 0) +
+           (item.token * sizes.qkv_size() + int64_t{item.kv_head} * (group_ + 2) * kDim) / 2;
+  }
+
+  __device__ HeadTransform<T> Transform(const AttentionItem& item, const T* norm, int layer,
+                                        float squares) const {
+    const DecodeStepArgs<T>& args = block_.args();
+    const int rotary_dim = int(args.sizes.rotary_dim);
+    return {.scale = norm ? norm + int64_t{layer} * kDim : nullptr,
+            .pairs = block_.Rotary(item.token),
+            .rotary_dim = rotary_dim,
+            .inverse = rsqrtf(squares / kDim + args.attention_norm.eps)};
+  }
+
+  // Loads the queries, and the token's key and value where the item ends with them.
+  __device__ void Begin(int layer, const AttentionItem& item, Queries& queries, NewKey& newest) {
+    block_.AwaitHint(layer, Phase::kQkv);
+    const int head = lane_ / 4, column = lane_ % 4 * 2;
+    const uint32_t* heads = Heads(layer, item);
+    const uint32_t* words = heads + ((item.first_head + head) * kDim + column) / 2;
+    const uint32_t* key = heads + group_ * kHeadWords + lane_;
+    const bool exists = head < item.heads, last = item.keys.Contains(item.position);
+    const auto load = [&] {
+      bool there = true;
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) {
+        queries[i / 2][i % 2] = exists ? LoadRelaxed(words + i * 4) : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < NewKey::kWords; ++i) {
+        newest.key[i] = last ? LoadRelaxed(key + i * kWarpSize) : 0;
+        newest.value[i] = last ? LoadRelaxed(key + kHeadWords + i * kWarpSize) : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) there = there && IsThere(queries[i / 2][i % 2]);
+#pragma unroll
+      for (int i = 0; i < NewKey::kWords; ++i) {
+        there = there && IsThere(newest.key[i]) && IsThere(newest.value[i]);
+      }
+      return there;
+    };
+    block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kQkv));
+    __syncwarp();
+    float squares = 0.0f;
+    if (block_.args().q_norm) {
+#pragma unroll
+      for (int i = 0; i < kDim / 8; ++i) squares += SquaresOf<T>(queries[i / 2][i % 2]);
+      squares += __shfl_xor_sync(kFullMask, squares, 1);
+      squares += __shfl_xor_sync(kFullMask, squares, 2);
+    }
+    const HeadTransform<T> transform = Transform(item, block_.args().q_norm, layer, squares);
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      queries[i / 2][i % 2] = transform(queries[i / 2][i % 2], 8 * i + column);
+    }
+    if (last) Append(layer, item, newest);
+  }
+
+  // Rotates the token's key, and appends it and the value to the cache for the steps to come.
+  __device__ void Append(int layer, const AttentionItem& item, NewKey& newest) {
+    float squares = 0.0f;
+    if (block_.args().k_norm) {
+#pragma unroll
+      for (int i = 0; i < NewKey::kWords; ++i) squares += SquaresOf<T>(newest.key[i]);
+      squares = WarpReduce<Sum>(squares);
+    }
+    const HeadTransform<T> transform = Transform(item, block_.args().k_norm, layer, squares);
+    const int64_t slot = Slot(layer, item);
+#pragma unroll
+    for (int i = 0; i < NewKey::kWords; ++i) {
+      const int column = 2 * (lane_ + i * kWarpSize);
+      newest.key[i] = transform(newest.key[i], column);
+      if (item.first_head == 0) {
+        *reinterpret_cast<uint32_t*>(block_.args().k + slot + column) = newest.key[i];
+        *reinterpret_cast<uint32_t*>(block_.args().v + slot + column) = newest.value[i];
+      }
+    }
+  }
+
+  __device__ void Attend(const AttentionItem& item, char* data, int first_key,
+                         const Queries& queries, const NewKey& newest, Output& output) {
+    const Tile keys{data}, values{data + Tile::kHalf};
+    const int row = item.position - first_key;
+    if (row >= 0 && row < Tile::kKeys) Insert(keys, values, row, newest);
+    StripScores scores[Tile::kStrips] = {};
+#pragma unroll
+    for (int i = 0; i < Tile::kStrips; ++i) Score(keys, i * Tile::kStrip, queries, scores[i]);
+    ToWeights(item.keys, first_key, scores, output);
+#pragma unroll
+    for (int i = 0; i < Tile::kStrips; ++i) AddValues(values, i * Tile::kStrip, scores[i], output);
+  }
+
+  // Puts the token's key and value into row `row` of a tile. The rows behind, which nobody has
+  // written, become zeros: zero times whatever is there might be NaN.
+  __device__ void Insert(const Tile& keys, const Tile& values, int row,
+                         const NewKey& newest) const {
+#pragma unroll
+    for (int i = 0; i < NewKey::kWords; ++i) {
+      const int column = 2 * (lane_ + i * kWarpSize);
+      reinterpret_cast<uint32_t*>(keys.Piece(row, column / 8))[column % 8 / 2] = newest.key[i];
+      reinterpret_cast<uint32_t*>(values.Piece(row, column / 8))[column % 8 / 2] = newest.value[i];
+    }
+    constexpr int kPieces = kDim / 8;
+    for (int i = (row + 1) * kPieces + lane_; i < Tile::kKeys * kPieces; i += kWarpSize) {
+      *reinterpret_cast<uint4*>(values.Piece(i / kPieces, i % kPieces)) = {};
+    }
+    // The copy engine writes here next.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
+  }
+
+  // Where the token's key of this KV head goes in the cache.
+  __device__ int64_t Slot(int layer, const AttentionItem& item) const {
+    const DecodeStepArgs<T>& args = block_.args();
+    const DecodeStepSizes& sizes = args.sizes;
+    const int64_t page = block_.words.pages[item.token];
+    return (((layer * sizes.pages + page) * sizes.kv_heads + item.kv_head) * sizes.page_size +
+            item.position % int(sizes.page_size)) *
+           kDim;
+  }
+
+  // Of a strip of keys: element 2 * i + j is of key 8 * i + lane / 4 and head lane % 4 * 2 + j.
+  using StripScores = float[4];
+
+  __device__ void Score(const Tile& keys, int key, const Queries& queries,
+                        StripScores& scores) const {
+#pragma unroll
+    for (int n = 0; n < kFragments; ++n) {
+      uint32_t a[4];
+      LoadMatrices(a, keys.Piece(key + lane_ % 16, 2 * n + lane_ / 16));
+      MmaM16N8K16(scores, a, queries[n], std::type_identity<T>{});
+    }
+  }
+
+  // From products to weights, and all before in proportion.
+  __device__ void ToWeights(const KeyRange& visible, int first_key,
+                            StripScores (&scores)[Tile::kStrips], Output& output) const {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      SoftmaxState& softmax = output.softmax[j];
+      float largest = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kStrips; ++i) {
+        float& score = scores[i / 2][i % 2 * 2 + j];
+        const bool seen = visible.Contains(first_key + 8 * i + lane_ / 4);
+        score = seen ? eet::Score(score, block_.args().scale, 0.0f) : -INFINITY;
+        largest = fmaxf(largest, score);
+      }
+#pragma unroll
+      for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, lanes));
+      }
+      const float factor = softmax.Raise(largest);
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kStrips; ++i) {
+        float& score = scores[i / 2][i % 2 * 2 + j];
+        score = softmax.Weight(score);
+        softmax.sum += score;
+      }
+#pragma unroll
+      for (int n = 0; n < kFragments; ++n) {
+        output.sums[n][j] *= factor;
+        output.sums[n][2 + j] *= factor;
+      }
+    }
+  }
+
+  __device__ void AddValues(const Tile& values, int key, const StripScores& weights,
+                            Output& output) const {
+    constexpr std::type_identity<T> kType;
+    const uint32_t b[2] = {TransposeMatrix(PackPair(weights[0], weights[1], kType)),
+                           TransposeMatrix(PackPair(weights[2], weights[3], kType))};
+#pragma unroll
+    for (int n = 0; n < kFragments; ++n) {
+      uint32_t a[4];
+      LoadMatricesTransposed(a,
+                             values.Piece(key + lane_ / 16 * 8 + lane_ % 8, 2 * n + lane_ / 8 % 2));
+      MmaM16N8K16(output.sums[n], a, b, kType);
+    }
+  }
+
+  // Leaves the item's result: of head lane / 4 in every lane, after the transposition.
+  __device__ void Publish(int layer, const AttentionItem& item, Output& output) {
+    float factors[2], log_sums[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      SoftmaxState& softmax = output.softmax[j];
+#pragma unroll
+      for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
+        softmax.sum += __shfl_xor_sync(kFullMask, softmax.sum, lanes);
+      }
+      factors[j] = softmax.Normalizer();
+      log_sums[j] = softmax.max + __log2f(softmax.sum);
+    }
+    const DecodeStepExchange& exchange = block_.params.exchange;
+    const int64_t first_head =
+        item.token * block_.sizes().heads + item.kv_head * group_ + item.first_head;
+    const bool whole = item.splits == 1;
+    const int64_t stride = whole ? 1 : exchange.splits, at = whole ? 0 : item.split;
+    uint32_t* out = block_.Exchange(layer, whole ? exchange.attended : exchange.partials) +
+                    ((first_head + lane_ / 4) * stride + at) * kHeadWords;
+    const bool exists = lane_ / 4 < item.heads;
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      const float* sums = &output.sums[i / 2][i % 2 * 2];
+      const uint32_t word = TransposeMatrix(
+          PackPair(sums[0] * factors[0], sums[1] * factors[1], std::type_identity<T>{}));
+      if (exists) StoreRelaxed(out + i * 4 + lane_ % 4, word);
+    }
+    if (!whole && lane_ < 4) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int head = lane_ * 2 + j;
+        if (head < item.heads) {
+          StoreRelaxed(
+              block_.Exchange(layer, exchange.log_sums) + (first_head + head) * stride + at,
+              __float_as_uint(log_sums[j]));
+        }
+      }
+    }
+    __syncwarp();
+    if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kPartials));
+  }
+
+  __device__ void Merge(int layer) {
+    const int tasks = deal_.tasks(), stride = int(gridDim.x) * kConsumers;
+    const int first = warp_ * int(gridDim.x) + int(blockIdx.x);
+    if (first >= tasks) return;
+    block_.AwaitHint(layer, Phase::kPartials);
+    for (int task = first; task < tasks; task += stride) MergeOne(layer, deal_.Task(task));
+    __syncwarp();
+    if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kAttended));
+  }
+
+  // Lane s * 4 + c sums eight columns of splits s, s + 8, ...
+  __device__ void MergeOne(int layer, const MergeTask& task) {
+    constexpr int kMost = kStepSplits / 8;
+    const DecodeStepExchange& exchange = block_.params.exchange;
+    const int64_t head = task.token * block_.sizes().heads + task.head;
+    const uint32_t* log_words = block_.Exchange(layer, exchange.log_sums) + head * exchange.splits;
+    const uint32_t* words = block_.Exchange(layer, exchange.partials) +
+                            head * exchange.splits * kHeadWords + task.column / 2 + lane_ % 4 * 4;
+    uint4 parts[kMost];
+    uint32_t logs[kMost];
+    const auto load = [&] {
+      bool there = true;
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) {
+        const int split = lane_ / 4 + 8 * i;
+        const bool exists = split < task.splits;
+        parts[i] = exists ? LoadRelaxed4(words + split * kHeadWords) : uint4{};
+        logs[i] = exists ? LoadRelaxed(log_words + split) : __float_as_uint(-INFINITY);
+      }
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) there = there && IsThere(parts[i]) && IsThere(logs[i]);
+      return there;
+    };
+    block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kPartials));
+    __syncwarp();
+    float largest = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) largest = fmaxf(largest, __uint_as_float(logs[i]));
+    largest = AcrossSplits(largest, Max{});
+    float sum = 0.0f, values[8] = {};
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const float weight = Exp2(__uint_as_float(logs[i]) - largest);
+      sum += weight;
+      float part[8];
+      Unpack<T>(parts[i], part);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) values[c] += weight * part[c];
+    }
+    const float factor = 1.0f / AcrossSplits(sum, Sum{});
+#pragma unroll
+    for (int c = 0; c < 8; ++c) values[c] = AcrossSplits(values[c], Sum{}) * factor;
+    if (lane_ < 4) {
+      StoreRelaxed4(block_.Exchange(layer, exchange.attended) + head * kHeadWords +
+                        task.column / 2 + lane_ * 4,
+                    Pack<T>(values));
+    }
+  }
+
+  template <typename Op>
+  __device__ static float AcrossSplits(float value, Op op) {
+#pragma unroll
+    for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
+      value = op(value, __shfl_xor_sync(kFullMask, value, lanes));
+    }
+    return value;
+  }
+
+  StepBlock<T>& block_;
+  const int warp_, lane_;
+  ItemDeal<T> deal_;
+  int group_;
+};
+
+}  // namespace eet

@@ -1,0 +1,213 @@
+// What the warps of a block of the decode step share: parameters, shared memory, the ring of tiles.
+#pragma once
+
+#include <cstdint>
+
+#include "core/bulk_copy.cuh"
+#include "core/tensor_map.h"
+#include "ops/decode_step.h"
+#include "ops/decode_step_wait.cuh"
+
+namespace eet {
+
+// Roles of warps.
+constexpr int kConsumers = 8;  // multiply and attend
+constexpr int kProducer = 8;   // orders tiles
+constexpr int kLookout = 9;    // watches the counters
+constexpr int kFinisher = 10;  // and 11: add the consumers' sums and finish outputs
+constexpr int kFinishers = 2;  // the second for tokens from 8 on
+constexpr int kFinisherTokens = 8;
+constexpr int kStepWarps = 12;
+
+// A tile is what one copy brings: 8 rows and 16 chunks of 64 columns of a weight, or as many keys
+// and values of a head.
+constexpr int kTileRows = 8, kTileChunks = 16;
+constexpr int kTileBytes = kTileRows * kTileChunks * kChunkColumns * 2;
+constexpr int kTilesInFlight = 4;  // 64 KiB: more make every round trip through the cache slower
+constexpr int kMaxStages = 13;
+constexpr int kSumSlots = 8;  // units under way from the consumers to the finishers, at most
+constexpr int kCachedPages = 512;
+constexpr int kUnitGroup = 2;  // units multiplied together where the input does not fit at once
+
+// Offsets in shared memory, in bytes, and how much of the input it holds.
+//
+//   | ring: stages x 16 KiB | input | norms | sums | residual | rotary | windows | words |
+//
+//   input     [slab_chunks, batch, 64]    a slab of the product's input, each warp its own chunks
+//   norms     [2, 1 or 2, hidden]         of attention and feed-forward: scale, and bias if any
+//   sums      [slots, consumers, batch, 8] float32
+//   residual  [rows of this block, batch] float32, the residual stream where this block owns it
+//   rotary    [batch, rotary_dim]         float32, cosines and sines
+//   windows   [layers]                    int32
+struct StepMemory {
+  int stages, slab_chunks;
+  int sum_slots, unit_group;  // units that a finisher takes at once
+  int input, norms, sums, residual, rotary, windows, words;
+  int bytes;
+};
+
+// Words of shared memory with a fixed place.
+struct StepWords {
+  Barrier full[kMaxStages], empty[kMaxStages];
+  Barrier sums_full[kSumSlots], sums_empty[kSumSlots];
+  alignas(128) uint4 zeros[8];  // tokens that the batch lacks
+  float2 moments[kStepTokens];  // of the stream: mean and reciprocal deviation
+  int rows[kStepTokens], positions[kStepTokens];
+  int pages[kStepTokens];          // where the tokens' keys go
+  int cached_pages[kCachedPages];  // of the block's first tiles of the cache
+  volatile int hints;              // counters seen full enough, in the order of the phases
+  volatile int expired;
+};
+
+template <typename T>
+struct StepParams {
+  CUtensorMap qkv, o, up, down, head, k, v;
+  DecodeStepArgs<T> args;
+  DecodeStepExchange exchange;
+  StepMemory memory;
+};
+
+// The products of a layer, by the phases that they end in.
+__device__ constexpr Phase kProducts[] = {Phase::kQkv, Phase::kAttentionOut, Phase::kUp,
+                                          Phase::kDown};
+
+// The part of a product that a block takes: units of eight outputs, in the order of its tiles.
+// The input is taken in slabs; where there are several, units go in groups, so that each slab is
+// brought once for a group.
+struct ProductShare {
+  int begin, end;  // units
+  int chunks;      // of 64 columns, of the input
+  int slab, group;
+
+  __device__ ProductShare(int64_t out, int64_t in, int slab_chunks)
+      : chunks(int(in / kChunkColumns)), slab(slab_chunks) {
+    const int units = Units(out);
+    begin = int(uint32_t(units) * blockIdx.x / gridDim.x);
+    end = int(uint32_t(units) * (blockIdx.x + 1) / gridDim.x);
+    group = chunks <= slab ? 1 : kUnitGroup;
+  }
+
+  __device__ static int Units(int64_t out) { return int((out + kTileRows - 1) / kTileRows); }
+
+  // Blocks that have a part.
+  __device__ static int Blocks(int64_t out) { return min(Units(out), int(gridDim.x)); }
+
+  __device__ bool empty() const { return begin == end; }
+};
+
+// A place in the ring, and how often it has come round.
+struct RingPlace {
+  int stage = 0, parity = 0;
+
+  __device__ __forceinline__ void Advance(int stages) {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+template <typename T>
+struct StepBlock {
+  const StepParams<T>& params;
+  char* memory;
+  StepWords& words;
+  Watch watch;
+
+  __device__ StepBlock(const StepParams<T>& step, char* shared)
+      : params(step),
+        memory(shared),
+        words(*reinterpret_cast<StepWords*>(shared + step.memory.words)),
+        watch(step.args.wait_limit, &words.expired, step.args.status) {}
+
+  __device__ const DecodeStepArgs<T>& args() const { return params.args; }
+  __device__ const DecodeStepSizes& sizes() const { return params.args.sizes; }
+  __device__ int batch() const { return int(params.args.sizes.batch); }
+
+  __device__ ProductShare Share(int64_t out, int64_t in) const {
+    return ProductShare(out, in, params.memory.slab_chunks);
+  }
+
+  // Where a layer's phases leave their results.
+  __device__ uint32_t* Exchange(int layer, int64_t offset) const {
+    return static_cast<uint32_t*>(params.args.exchange) + layer * params.exchange.layer + offset;
+  }
+
+  __device__ uint32_t* Counter(int layer, Phase phase) const {
+    return static_cast<uint32_t*>(params.args.exchange) + params.exchange.counters +
+           (layer * kPhases + int(phase)) * DecodeStepExchange::kCounterStride;
+  }
+
+  __device__ static int What(int layer, Phase phase) { return layer * kPhases + int(phase); }
+
+  // Where the blocks leave the moments of the stream before layer's attention (half 0) or
+  // feed-forward (half 1): sums of one token, then sums of squares.
+  __device__ uint32_t* Statistics(int layer, int half, int token) const {
+    return static_cast<uint32_t*>(params.args.exchange) + params.exchange.statistics +
+           ((2 * layer + half) * batch() + token) * 2 * DecodeStepExchange::kMaxBlocks;
+  }
+
+  // Scale, or bias, of the norm before a layer's attention (half 0) or feed-forward (half 1).
+  __device__ T* Norm(int half, bool bias) const {
+    const int rows = params.args.final_norm.bias ? 2 : 1;
+    return reinterpret_cast<T*>(memory + params.memory.norms) +
+           (half * rows + bias) * params.args.sizes.hidden;
+  }
+
+  __device__ int Window(int layer) const {
+    return reinterpret_cast<const int*>(memory + params.memory.windows)[layer];
+  }
+
+  // The page where a token's key goes; 0 for tokens that have no row.
+  __device__ int PageOf(int token) const {
+    const int64_t row = args().rows[token];
+    return row < 0 ? 0
+                   : args().page_table[row * sizes().max_pages +
+                                       args().positions[token] / int(sizes().page_size)];
+  }
+
+  __device__ const float* Rotary(int token) const {
+    return reinterpret_cast<const float*>(memory + params.memory.rotary) +
+           token * params.args.sizes.rotary_dim;
+  }
+
+  // Waits until the lookout has seen the phase's counter full enough.
+  __device__ void AwaitHint(int layer, Phase phase) {
+    const int what = What(layer, phase);
+    watch.Until([&] { return words.hints > what; }, what);
+    __syncwarp();
+  }
+
+  // For consumers: waits until the tile is there.
+  __device__ __forceinline__ char* AwaitTile(const RingPlace& place) {
+    watch.Until([&] { return words.full[place.stage].TryWait(place.parity); }, kTileWait);
+    return memory + place.stage * kTileBytes;
+  }
+
+  // The warp is done with the tile.
+  __device__ __forceinline__ void ReleaseTile(RingPlace& place, int lane) {
+    __syncwarp();
+    if (lane == 0) words.empty[place.stage].Arrive();
+    place.Advance(params.memory.stages);
+  }
+
+  // What the status says of waits inside a block.
+  static constexpr int kTileWait = 1 << 20, kStageWait = kTileWait + 1, kSumsWait = kTileWait + 2;
+};
+
+// Eight elements of two bytes, from and to a word of 16 bytes.
+template <typename T>
+__device__ __forceinline__ void Unpack(const uint4& words, float (&values)[8]) {
+  const T* elements = reinterpret_cast<const T*>(&words);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) values[i] = float(elements[i]);
+}
+
+template <typename T>
+__device__ __forceinline__ uint4 Pack(const float (&values)[8]) {
+  constexpr std::type_identity<T> kType;
+  return {PackPair(values[0], values[1], kType), PackPair(values[2], values[3], kType),
+          PackPair(values[4], values[5], kType), PackPair(values[6], values[7], kType)};
+}
+
+}  // namespace eet

@@ -1,0 +1,270 @@
+// What each warp of a block of the decode step does, phase by phase in the order of a token.
+#pragma once
+
+#include "ops/decode_step_attention.cuh"
+#include "ops/decode_step_finish.cuh"
+#include "ops/decode_step_product.cuh"
+
+namespace eet {
+
+// What a product reads and how much it gives.
+template <typename T>
+struct ProductStep {
+  StepInput<T> input;
+  int64_t out, in;
+};
+
+// The product that ends in `phase` of a layer; the head is that of a layer after the last.
+template <typename T>
+__device__ ProductStep<T> ProductOf(const StepBlock<T>& block, int layer, Phase phase) {
+  const DecodeStepArgs<T>& args = block.args();
+  const DecodeStepSizes& sizes = args.sizes;
+  const DecodeStepExchange& exchange = block.params.exchange;
+  const auto from = [&](int source_layer, Phase source, int64_t offset) {
+    return StepInput<T>{.words = block.Exchange(source_layer, offset),
+                        .exchanged = true,
+                        .layer = source_layer,
+                        .phase = source,
+                        .normed = false,
+                        .norm_layer = layer,
+                        .norm_half = phase == Phase::kUp};
+  };
+  StepInput<T> input;
+  switch (phase) {
+    case Phase::kAttentionOut:
+      return {from(layer, Phase::kAttended, exchange.attended), sizes.hidden, sizes.q_size()};
+    case Phase::kUp:
+      input = from(layer, Phase::kAttentionOut, exchange.attention_out);
+      input.normed = true;
+      return {input, sizes.up_size(), sizes.hidden};
+    case Phase::kDown:
+      return {from(layer, Phase::kUp, exchange.up), sizes.hidden, sizes.inner};
+    default:
+      input = from(layer - 1, Phase::kDown, exchange.down);
+      input.normed = true;
+      if (layer == 0) {
+        input.words = reinterpret_cast<const uint32_t*>(args.x);
+        input.exchanged = false;
+      }
+      return {input, layer == sizes.layers ? sizes.vocab : sizes.qkv_size(), sizes.hidden};
+  }
+}
+
+// The consumers: products and attention.
+template <typename T, int kDim, int kTokens>
+__device__ void Consume(StepBlock<T>& block) {
+  const int layers = int(block.sizes().layers);
+  RingPlace place;
+  InputSlab<T, kTokens> slab(block);
+  Multiplier<T, kTokens> multiplier(block);
+  Attender<T, kDim> attender(block);
+  // One call of each, so that the code stays small.
+  for (int layer = 0, i = 0;; i = (i + 1) % 4, layer += i == 0) {
+    if (kProducts[i] == Phase::kAttentionOut) attender.Run(layer, place);
+    const ProductStep<T> step = ProductOf(block, layer, kProducts[i]);
+    const ProductShare share = block.Share(step.out, step.in);
+    if (!share.empty()) {
+      slab.Begin(step.input, share);
+      multiplier.Run(share, slab, place);
+    }
+    if (layer == layers) return;
+  }
+}
+
+// The producer: all tiles of the step in the order in which they are consumed. It never looks at
+// activations, so the ring fills while the consumers wait.
+template <typename T, int kDim>
+class Producer {
+ public:
+  __device__ explicit Producer(StepBlock<T>& block)
+      : block_(block),
+        lane_(LaneId()),
+        policy_(ReadOncePolicy()),
+        deal_(block, CacheTile<T, kDim>::kKeys) {}
+
+  __device__ void Run() {
+    const StepParams<T>& params = block_.params;
+    const DecodeStepSizes& sizes = params.args.sizes;
+    const CUtensorMap* maps[] = {&params.qkv, &params.o, &params.up, &params.down};
+    const int layers = int(sizes.layers);
+    for (int layer = 0, i = 0; layer < layers || i == 0; i = (i + 1) % 4, layer += i == 0) {
+      if (i == 1) Cache(layer);
+      const bool head = layer == layers;
+      const ProductStep<T> step = ProductOf(block_, layer, kProducts[i]);
+      if (lane_ == 0) {
+        Product(head ? params.head : *maps[i], head ? 0 : layer * int(step.out),
+                block_.Share(step.out, step.in));
+      }
+      __syncwarp();
+    }
+    // Copies under way must land before the block's memory is given to another.
+    if (lane_ == 0) {
+      while (under_way_ > 0) AwaitOldest();
+    }
+  }
+
+ private:
+  // Not by the block's watch, which no longer waits when it has expired.
+  __device__ __forceinline__ void AwaitOldest() {
+    Barrier& full = block_.words.full[oldest_.stage];
+    constexpr int kLooks = 1 << 20;  // of at least 20 ns; copies always land
+    for (int looks = 0; !full.TryWait(oldest_.parity) && looks < kLooks;) ++looks;
+    oldest_.Advance(block_.params.memory.stages);
+    --under_way_;
+  }
+
+  // One lane orders a tile: copy(shared, barrier).
+  template <typename F>
+  __device__ __forceinline__ void Order(F&& copy) {
+    if (under_way_ == kTilesInFlight) AwaitOldest();
+    Barrier& empty = block_.words.empty[next_.stage];
+    if (!empty.TryWait(next_.parity ^ 1)) {
+      block_.watch.Until([&] { return empty.TryWait(next_.parity ^ 1); }, StepBlock<T>::kStageWait);
+      if (block_.watch.expired()) return;
+    }
+    Barrier& full = block_.words.full[next_.stage];
+    full.ArriveExpecting(kTileBytes);
+    copy(block_.memory + next_.stage * kTileBytes, full);
+    next_.Advance(block_.params.memory.stages);
+    ++under_way_;
+  }
+
+  // The share of a kernel whose first row is `first_row` of the map.
+  __device__ __forceinline__ void Product(const CUtensorMap& map, int first_row,
+                                          const ProductShare& share) {
+    for (int group = share.begin; group < share.end; group += share.group) {
+      const int end = min(group + share.group, share.end);
+      for (int slab = 0; slab < share.chunks; slab += share.slab) {
+        const int slab_end = min(slab + share.slab, share.chunks);
+        for (int unit = group; unit < end; ++unit) {
+          for (int chunk = slab; chunk < slab_end; chunk += kTileChunks) {
+            Order([&](char* shared, Barrier& barrier) {
+              CopyTile(shared, map, chunk, first_row + unit * kTileRows, barrier, policy_);
+            });
+          }
+        }
+      }
+    }
+  }
+
+  // Keys and values of the block's items, in the order in which Attender::Round takes them.
+  __device__ void Cache(int layer) {
+    using Tile = CacheTile<T, kDim>;
+    const StepParams<T>& params = block_.params;
+    deal_.Deal(layer);
+    // The same pages in all layers: looking them up would hold up the stream.
+    const bool cached = layer > 0 && block_.Window(layer) == block_.Window(layer - 1);
+    int entry = lane_;  // of this lane's next tile among the cached
+    for (int round = 0; round < deal_.rounds(); ++round) {
+      const AttentionItem item = deal_.ItemOfLane(round);
+      int next = PageOf(item, 0, entry, cached);
+      for (int tile = 0; __any_sync(kFullMask, tile < item.tiles); ++tile) {
+        const int row = CacheRow(layer, item, tile, next);
+        entry += kConsumers;
+        next = PageOf(item, tile + 1, entry, cached);  // while this one is under way
+        for (int warp = 0; warp < kConsumers; ++warp) {
+          const bool exists = __shfl_sync(kFullMask, tile < item.tiles, warp);
+          const int first = __shfl_sync(kFullMask, row, warp);
+          if (lane_ != 0 || !exists) continue;
+          Order([&](char* shared, Barrier& barrier) {
+            CopyTile(shared, params.k, 0, first, barrier, policy_);
+            CopyTile(shared + Tile::kHalf, params.v, 0, first, barrier, policy_);
+          });
+        }
+      }
+    }
+  }
+
+  // The page of an item's tile.
+  __device__ int PageOf(const AttentionItem& item, int tile, int entry, bool cached) const {
+    if (tile >= item.tiles) return 0;
+    if (cached && entry < kCachedPages) return block_.words.cached_pages[entry];
+    const DecodeStepSizes& sizes = block_.sizes();
+    const int key = item.first_key + tile * CacheTile<T, kDim>::kKeys;
+    const int page =
+        __ldg(block_.args().page_table + block_.words.rows[item.token] * sizes.max_pages +
+              key / int(sizes.page_size));
+    if (entry < kCachedPages) block_.words.cached_pages[entry] = page;
+    return page;
+  }
+
+  // The cache, seen as rows of one head each, at the item's tile.
+  __device__ int CacheRow(int layer, const AttentionItem& item, int tile, int page) const {
+    const DecodeStepSizes& sizes = block_.sizes();
+    const int key = item.first_key + tile * CacheTile<T, kDim>::kKeys, size = int(sizes.page_size);
+    return ((layer * int(sizes.pages) + page) * int(sizes.kv_heads) + item.kv_head) * size +
+           key % size;
+  }
+
+  StepBlock<T>& block_;
+  const int lane_;
+  const uint64_t policy_;
+  RingPlace next_, oldest_;
+  int under_way_ = 0;  // tiles
+  ItemDeal<T> deal_;
+};
+
+// The lookout: one thread looks at one counter at a time, in the order of the phases. It reports a
+// phase when all but a few arrivals are there: the data says itself when it is complete. Meanwhile
+// the warp brings the weights of the next norm, for which nobody else has time.
+template <typename T, int kDim>
+class Lookout {
+ public:
+  __device__ explicit Lookout(StepBlock<T>& block)
+      : block_(block), lane_(LaneId()), deal_(block, CacheTile<T, kDim>::kKeys) {}
+
+  __device__ void Run() {
+    const DecodeStepArgs<T>& args = block_.args();
+    const DecodeStepSizes& sizes = args.sizes;
+    const int finishers = block_.batch() <= kFinisherTokens ? 1 : kFinishers;
+    for (int layer = 0; layer < sizes.layers; ++layer) {
+      deal_.Deal(layer);
+      Await(layer, Phase::kQkv, finishers * ProductShare::Blocks(sizes.qkv_size()));
+      // All blocks have read the norm of the layer before.
+      BringNorm(1, args.mlp_norm, layer);
+      Await(layer, Phase::kPartials, deal_.items());
+      Await(layer, Phase::kAttended, deal_.merging_warps());
+      Await(layer, Phase::kAttentionOut, finishers * ProductShare::Blocks(sizes.hidden));
+      if (layer + 1 < sizes.layers) {
+        BringNorm(0, args.attention_norm, layer + 1);
+      } else {
+        BringNorm(0, args.final_norm, 0);
+      }
+      Await(layer, Phase::kUp, finishers * ProductShare::Blocks(sizes.up_size()));
+      Await(layer, Phase::kDown, finishers * ProductShare::Blocks(sizes.hidden));
+    }
+  }
+
+  // Into the place of the norm before attention (half 0) or feed-forward (half 1).
+  __device__ void BringNorm(int half, const NormWeights<T>& norm, int layer) {
+    const int64_t hidden = block_.sizes().hidden;
+    const auto bring = [&](const T* from, bool bias) {
+      const uint4* source = reinterpret_cast<const uint4*>(from + layer * hidden);
+      uint4* target = reinterpret_cast<uint4*>(block_.Norm(half, bias));
+#pragma unroll 8
+      for (int i = lane_; i < hidden / 8; i += kWarpSize) target[i] = __ldg(source + i);
+    };
+    bring(norm.scale, false);
+    if (norm.bias) bring(norm.bias, true);
+    __threadfence_block();  // before the next hint
+    __syncwarp();
+  }
+
+ private:
+  __device__ void Await(int layer, Phase phase, int arrivals) {
+    const int what = block_.What(layer, phase);
+    if (lane_ == 0) {
+      const int enough = arrivals - arrivals / 4;
+      const uint32_t* counter = block_.Counter(layer, phase);
+      block_.watch.Until([&] { return int(LoadRelaxed(counter) + 1) >= enough; }, what);
+      block_.words.hints = what + 1;
+    }
+    __syncwarp();
+  }
+
+  StepBlock<T>& block_;
+  const int lane_;
+  ItemDeal<T> deal_;
+};
+
+}  // namespace eet

@@ -1,0 +1,343 @@
+"""One token for each of a few rows through all layers and the head, in one persistent kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xla_ops import _ffi, _layer, _layer_checks, _library
+from xla_ops._attention import attention_reference
+from xla_ops._kv_append import kv_append_reference
+from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, MlpWeights, Tokens
+from xla_ops._linear import activate, activation_index, linear_reference, product_reference
+from xla_ops._rms_norm import rms_norm_reference
+from xla_ops._rotary import rotary_reference
+
+WAIT_LIMIT = 2_000_000
+"""Microseconds that a part of a step waits for another before the step is given up."""
+
+COMPUTE_CAPABILITY = "9.0"
+"""Of the GPUs that the kernel is for."""
+
+# What a status says, as in csrc/ops/decode_step.h and decode_step_block.cuh.
+PHASES = ("qkv", "partials", "attended", "attention_out", "up", "down")
+BLOCK_WAITS = {
+    1 << 20: "for a tile",
+    (1 << 20) + 1: "for room for a tile",
+    (1 << 20) + 2: "for sums",
+}
+
+
+class HeadWeights(NamedTuple):
+    """Weights behind the last layer."""
+
+    norm_scale: jax.Array
+    """[hidden]"""
+    norm_bias: jax.Array | None
+    kernel: jax.Array
+    """[vocab, hidden]"""
+
+
+class LayerPhases(NamedTuple):
+    """What the phases of a layer leave, in the order in which a token meets them."""
+
+    qkv: jax.Array
+    """[tokens, kv_heads * (group + 2) * head_dim], before norms of heads and rotation"""
+    attended: jax.Array
+    """[tokens, heads * head_dim]"""
+    attention_out: jax.Array
+    """[tokens, hidden], the residual stream between the blocks"""
+    up: jax.Array
+    """[tokens, intermediate], behind activation and gate"""
+    down: jax.Array
+    """[tokens, hidden], the residual stream behind the layer"""
+
+
+def decode_step(
+    x: jax.Array,
+    attention: AttentionWeights,
+    mlp: MlpWeights,
+    head: HeadWeights,
+    cache: KvCache,
+    tokens: Tokens,
+    workspace: jax.Array,
+    *,
+    options: LayerOptions,
+    windows: Sequence[int] = (),
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Runs all layers and the head for at most 16 tokens of different rows.
+
+    On CUDA only, for devices without a ``decode_step_problem`` and sizes of which
+    ``decode_step_fits`` is true; elsewhere call ``decoder_layer`` for each layer. Cache and
+    workspace are updated in place when donated.
+
+    A step whose parts wait too long for each other is given up, so that it cannot hang. How long is
+    read from the environment when the step is traced: ``EET_JAX_WAIT_LIMIT`` microseconds, by
+    default two seconds. Under a sanitizer, which makes kernels slow, it must be higher.
+
+    Args:
+        x: `[at least tokens, hidden]`, the embedded tokens, bfloat16 or float16, the dtype of
+            weights and cache.
+        tokens: ``rows`` of -1 are passed through without attention, their logits mean nothing.
+        workspace: `[bytes]` uint8, of ``decode_step_bytes``; what it holds before does not matter.
+        options: ``decode`` is implied; ``soft_cap``, ``parallel_residual`` and ALiBi are not built.
+        windows: keys visible to a query in each layer, 0 for all; ``options.window`` if empty.
+        implementation: None or "native" for the kernel, "reference" for plain JAX.
+
+    Returns:
+        logits `[tokens, vocab]` float32, k, v, workspace and status `[1]` int32: 0, or why the step
+        was given up, which ``decode_step_failure`` puts into words; then nothing else of the
+        results means anything.
+
+    Raises:
+        ValueError: if shapes or options do not fit, or EET_JAX_WAIT_LIMIT is no count; TypeError:
+            if dtypes do not.
+    """
+    layers = cache.k.shape[0]
+    windows = tuple(windows) or (options.window,) * layers
+    operands = [
+        x,
+        *_layer.flatten(attention, x.dtype),
+        *_layer.flatten(mlp, x.dtype),
+        *_layer.flatten(head, x.dtype),
+        jnp.asarray(windows, jnp.int32),
+        *_layer.cache_operands(cache, tokens)[:-1],
+        workspace,
+    ]
+    if options.soft_cap or options.parallel_residual or tokens.alibi_slopes is not None:
+        raise ValueError("decode_step has no soft cap, no parallel residual and no ALiBi")
+    if min(windows) < 0:
+        raise ValueError(f"windows must be at least 0, got {windows}")
+
+    def reference(*operands: jax.Array, **attributes: Any) -> Any:
+        _abstract(*operands, **attributes)
+        logits, k, v = decode_step_reference(
+            x, attention, mlp, head, cache, tokens, options=options, windows=windows
+        )
+        return logits, k, v, workspace, jnp.zeros(1, jnp.int32)
+
+    run = _ffi.choose(implementation, _decode_step, reference)
+    logits, k, v, workspace, status = run(
+        *operands,
+        norm=_layer.NORMS.index(options.norm),
+        activation=activation_index(options.activation),
+        eps=float(options.eps),
+        scale=float(options.scale),
+        gated=bool(options.gated),
+        pooled=bool(options.pooled),
+        wait_limit=_wait_limit(),
+    )
+    return logits, k, v, workspace, status
+
+
+def decode_step_reference(
+    x: jax.Array,
+    attention: AttentionWeights,
+    mlp: MlpWeights,
+    head: HeadWeights,
+    cache: KvCache,
+    tokens: Tokens,
+    *,
+    options: LayerOptions,
+    windows: Sequence[int],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    phases, k, v = decode_step_phases(
+        x, attention, mlp, cache, tokens, options=options, windows=windows
+    )
+    stream = phases[-1].down
+    normed = _layer.norm_reference(stream, head.norm_scale, head.norm_bias, options)
+    return linear_reference(normed, head.kernel, out_dtype=jnp.float32), k, v
+
+
+def decode_step_phases(
+    x: jax.Array,
+    attention: AttentionWeights,
+    mlp: MlpWeights,
+    cache: KvCache,
+    tokens: Tokens,
+    *,
+    options: LayerOptions,
+    windows: Sequence[int],
+) -> tuple[list[LayerPhases], jax.Array, jax.Array]:
+    """The layers in plain JAX, phase by phase as the kernel runs them, and the cache behind them.
+
+    What the kernel leaves in its workspace can be held against it, to see which phase of which
+    layer differs first.
+    """
+    stream, phases = x[: tokens.rows.shape[0]], []
+    for layer, window in enumerate(windows):
+        w = _layer.take_layer(attention, layer)
+        normed = _layer.norm_reference(stream, w.norm_scale, w.norm_bias, options)
+        qkv = linear_reference(normed, w.qkv_kernel, w.qkv_bias)
+        here = dataclasses.replace(options, window=window)
+        attended, k, v = _attend(qkv, w, cache, tokens, layer=layer, options=here)
+        cache = cache._replace(k=k, v=v)
+        out = linear_reference(attended, w.o_kernel, w.o_bias, residual=stream)
+        m = _layer.take_layer(mlp, layer)
+        normed = _layer.norm_reference(out, m.norm_scale, m.norm_bias, options)
+        up = _activated(product_reference(normed, m.up_kernel, m.up_bias), options).astype(x.dtype)
+        stream = linear_reference(up, m.down_kernel, m.down_bias, residual=out)
+        phases.append(LayerPhases(qkv, attended, out, up, stream))
+    return phases, cache.k, cache.v
+
+
+def _attend(
+    qkv: jax.Array,
+    w: AttentionWeights,
+    cache: KvCache,
+    tokens: Tokens,
+    *,
+    layer: int,
+    options: LayerOptions,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Attention of one layer's queries, keys and values; appends to the cache."""
+    count, (kv_heads, _, head_dim) = qkv.shape[0], cache.k.shape[2:]
+    heads = qkv.reshape(count, kv_heads, -1, head_dim)
+    q, k, v = heads[:, :, :-2].reshape(count, -1, head_dim), heads[:, :, -2], heads[:, :, -1]
+    if w.q_norm is not None:
+        q = rms_norm_reference(q, w.q_norm, eps=options.eps)
+    if w.k_norm is not None:
+        k = rms_norm_reference(k, w.k_norm, eps=options.eps)
+    if tokens.rotary_table is not None:
+        q, k = (rotary_reference(a, tokens.rotary_table, interleaved=True) for a in (q, k))
+    places = (cache.page_table, tokens.rows, tokens.positions)
+    k, v = kv_append_reference(cache.k, cache.v, k, v, *places, layer=layer)
+    attended = attention_reference(
+        q, k, v, page_table=cache.page_table, rows=tokens.rows, positions=tokens.positions,
+        layer=layer, window=options.window or None, scale=options.scale,
+    )  # fmt: skip
+    return attended.reshape(count, -1), k, v
+
+
+def _activated(inner: jax.Array, options: LayerOptions) -> jax.Array:
+    if not options.gated:
+        return activate(options.activation, inner)
+    return activate(options.activation, inner[:, ::2]) * inner[:, 1::2]
+
+
+def decode_step_problem(device: jax.Device) -> str | None:
+    """Why ``device`` cannot run the kernel, None if it can."""
+    if device.platform != "gpu":
+        return f"it runs on GPUs of compute capability {COMPUTE_CAPABILITY}, this is no GPU"
+    if "cuda" not in _library.libraries:
+        return _library.problems["cuda"]
+    if device.compute_capability != COMPUTE_CAPABILITY:
+        return (
+            f"it runs on GPUs of compute capability {COMPUTE_CAPABILITY}, "
+            f"this one has {device.compute_capability}"
+        )
+    return None
+
+
+def decode_step_failure(status: int) -> str | None:
+    """What a step with ``status`` waited for when it was given up, None if it was not.
+
+    Args:
+        status: of ``decode_step``.
+    """
+    if status == 0:
+        return None
+    if status - 1 in BLOCK_WAITS:
+        return f"it waited too long {BLOCK_WAITS[status - 1]}"
+    layer, phase = divmod(status - 1, len(PHASES))
+    return f"it waited too long in layer {layer}, phase {PHASES[phase]}"
+
+
+def _wait_limit() -> int:
+    text = os.environ.get("EET_JAX_WAIT_LIMIT", str(WAIT_LIMIT))
+    if not text.isdecimal() or int(text) >= 1 << 31:
+        raise ValueError(f"EET_JAX_WAIT_LIMIT must be an int from 0 to 2**31 - 1, got {text!r}")
+    return int(text)
+
+
+def decode_step_fits(
+    *,
+    dtype: Any,
+    batch: int,
+    hidden: int,
+    heads: int,
+    head_dim: int,
+    intermediate: int,
+    page_size: int,
+) -> bool:
+    """Whether the kernel takes a decoder of these sizes."""
+    return bool(
+        jnp.dtype(dtype).itemsize == 2
+        and batch <= 16
+        and all(size % 64 == 0 for size in (hidden, heads * head_dim, intermediate, page_size))
+        and head_dim in (64, 128, 256)
+    )
+
+
+def decode_step_bytes(
+    *,
+    batch: int,
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    intermediate: int,
+    max_keys: int,
+) -> int:
+    """Bytes of workspace that ``decode_step`` needs.
+
+    Args:
+        max_keys: max_pages * page_size of the cache.
+    """
+    return _library.native().decode_step_bytes(
+        batch=batch,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=intermediate,
+        max_keys=max_keys,
+    )
+
+
+def _abstract(x: Any, *rest: Any, norm: int, gated: bool, **_: Any) -> list[_ffi.Result]:
+    attention, mlp, head = rest[:8], rest[8:14], rest[14:17]
+    windows, cache, workspace = rest[17], rest[18:24], rest[24]
+    _layer_checks.check_stream("x", x)
+    if x.dtype.itemsize != 2:
+        raise TypeError(f"x must have dtype bfloat16 or float16, got {x.dtype.name}")
+    no_alibi = _ffi.Result((0,), jnp.float32)
+    _layer_checks.check_attention(attention, (*cache, no_alibi), x, 0, norm=norm)
+    _layer_checks.check_mlp(mlp, x, 0, norm=norm, gated=gated)
+    _layer_checks.check_norm(norm, head[0], head[1], x.shape[1:], x.dtype)
+    k, tokens = cache[0], cache[3].shape[0]
+    _layer_checks.check_weight("kernel", head[2], (head[2].shape[0], x.shape[1]), x.dtype)
+    _layer_checks.check_weight("windows", windows, (k.shape[0],), jnp.int32)
+    sizes = {
+        "dtype": x.dtype,
+        "batch": tokens,
+        "hidden": x.shape[1],
+        "heads": attention[6].shape[2] // k.shape[4],
+        "head_dim": k.shape[4],
+        "intermediate": mlp[4].shape[2],
+        "page_size": k.shape[3],
+    }
+    if not decode_step_fits(**sizes):
+        raise ValueError(f"decode_step does not fit {sizes}; see decode_step_fits")
+    if x.shape[0] < tokens:
+        raise ValueError(f"x must have at least {tokens} rows, got {x.shape[0]}")
+    _layer_checks.check_workspace(workspace)
+    logits = _ffi.Result((tokens, head[2].shape[0]), jnp.float32)
+    return [
+        logits,
+        *_layer_checks.same(k, cache[1], workspace),
+        _ffi.Result((1,), jnp.int32),
+    ]
+
+
+_decode_step = _ffi.define_op(
+    "eet_decode_step", _abstract, aliases={19: 1, 20: 2, 25: 3}, platforms=("cuda",)
+)
