@@ -219,7 +219,10 @@ def error(got: Any, want: Any) -> float:
 def exchange_sections(case: Case) -> tuple[dict[str, slice], int, int]:
     """Where a layer's results are in the workspace, the size of a layer, and of all: in words of
     four bytes, as ``DecodeStepExchange`` in csrc/ops/decode_step.h."""
-    c, splits = case, min(64, -(-case.capacity // PAGE_SIZE) * PAGE_SIZE * case.head_dim // 4096 + 1)
+    c, splits = (
+        case,
+        min(64, -(-case.capacity // PAGE_SIZE) * PAGE_SIZE * case.head_dim // 4096 + 1),
+    )
     q = c.heads * c.head_dim
     sizes = {
         "qkv": c.batch * c.qkv // 2,

@@ -179,7 +179,8 @@ def weights():
 
 
 def given_up(state):
-    return dataclasses.replace(state, status=jnp.full_like(state.status, GIVEN_UP))
+    status = jnp.full_like(state.status, GIVEN_UP)
+    return dataclasses.replace(state, status=jax.block_until_ready(status))
 
 
 def test_status_stays_with_the_state(weights):

@@ -11,6 +11,10 @@ __device__ __noinline__ float ActivateOnce(Activation activation, float x) {
   return Activate(activation, x);
 }
 
+__device__ __forceinline__ float ActivateFast(Activation activation, float x) {
+  return activation == Activation::kSilu ? x * Sigmoid(x) : ActivateOnce(activation, x);
+}
+
 template <typename T>
 class Finisher {
  public:
@@ -38,6 +42,7 @@ class Finisher {
   }
 
  private:
+  static constexpr int kMostUnits = 4;          // that a warp takes at once
   static constexpr int kPairs = kTileRows / 2;  // of adjacent outputs, of a unit
 
   // Sums over the outputs of a token in two columns of all units, in the order of the units however
@@ -50,7 +55,9 @@ class Finisher {
     const float squares = valid ? pair.x * pair.x + pair.y * pair.y : 0.0f;
     const float sum = valid ? pair.x + pair.y : 0.0f;
     const bool both = block_.args().final_norm.kind == NormKind::kLayer;
-    for (int i = 0; i < group_; ++i) {
+#pragma unroll
+    for (int i = 0; i < kMostUnits; ++i) {
+      if (i == group_) break;
       moments.squares += __shfl_sync(kFullMask, squares, first_lane_ + i * pairs_);
       if (both) moments.sum += __shfl_sync(kFullMask, sum, first_lane_ + i * pairs_);
     }
@@ -141,14 +148,14 @@ class Finisher {
     }
     if (outputs.phase == Phase::kUp) {
       const Activation activation = block_.args().activation;
-      sum.x = ActivateOnce(activation, sum.x);
+      sum.x = ActivateFast(activation, sum.x);
       if (block_.sizes().gated) {
         sum.x *= sum.y;
         sum.y = __shfl_down_sync(kFullMask, sum.x, 1);
         valid = valid && lane_ % 2 == 0;
         index /= 2;
       } else {
-        sum.y = ActivateOnce(activation, sum.y);
+        sum.y = ActivateFast(activation, sum.y);
       }
     } else if (outputs.phase != Phase::kQkv) {
       // The residual stream: the same rows belong to this block in all layers, in float32; the
@@ -157,9 +164,11 @@ class Finisher {
         float2& stream = *Residual(row);
         sum = stream = {stream.x + sum.x, stream.y + sum.y};
       }
-      Add(moments, sum, valid);
     }
     if (valid) StoreRelaxed(outputs.words + index, PackPair(sum.x, sum.y, kType));
+    if (outputs.phase == Phase::kAttentionOut || outputs.phase == Phase::kDown) {
+      Add(moments, sum, valid);
+    }
   }
 
   __device__ void LoadResidual() {

@@ -82,10 +82,11 @@ class Watch {
     int64_t start = 0;
     for (int looks = 0; !condition(); ++looks) {
       if (expired()) return;
-      if (looks % 64 != 63) continue;  // reading the clock takes longer than a look
+      // Reading the clock takes longer than a look.
+      if (looks % 64 != 63 && limit_ > 0) continue;
       const int64_t now = Nanoseconds();
       if (start == 0) start = now;
-      if (now - start > limit_) {
+      if (now - start >= limit_) {
         *expired_ = 1;
         *status_ = 1 + what;
       }
