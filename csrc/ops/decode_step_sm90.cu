@@ -7,18 +7,15 @@
 //
 //   * A producer warp orders tiles of 16 KiB, in the order in which they will be multiplied, into a
 //     ring in shared memory. Weights do not depend on activations, so while the blocks exchange
-//     activations between two products, tiles of the next one arrive. The ring is deep (11 or 12
-//     tiles, 5 us of the stream), but only four tiles are under way at a time: with two the stream
-//     loses 10%, with eight 2%, and the exchange waits longer for the second cache.
+//     activations between two products, tiles of the next one arrive. The ring is deep (12 tiles,
+//     5 us of the stream) but only three tiles are under way at a time: with more, every round trip
+//     through the second cache takes longer (192 KiB under way: +10% of the step).
 //   * Every block has the same bytes of every product, not only in sum: a phase ends when its last
 //     block ends. The number of blocks is chosen for that (Grid), 128 rather than 132 where it
 //     divides a model's sizes.
 //   * Blocks exchange activations without fences (decode_step_wait.cuh).
 //   * Weights stay row-major: the copy engine's swizzle puts eight rows of a tile into eight groups
-//     of banks, as ldmatrix reads them (tensor_map.h). Boxes of rows stream at 4.55 TB/s, as fast
-//     as tiles that are contiguous in memory.
-//   * Between two exchanges a single warp's instructions count: it issues one in about six cycles.
-//     What a step needs of positions, pages and norms is brought to shared memory ahead of time.
+//     of banks, as ldmatrix reads them (tensor_map.h).
 //
 // A layer's phases, each ended by an exchange:
 //
@@ -39,7 +36,7 @@
 
 namespace eet {
 
-template <typename T, int kDim, int kSets>
+template <typename T, int kDim, int kTokens>
 __global__ void __launch_bounds__(kStepWarps* kWarpSize, 1)
     DecodeStepKernel(const __grid_constant__ StepParams<T> params) {
 #if __CUDA_ARCH__ >= 900
@@ -80,7 +77,7 @@ __global__ void __launch_bounds__(kStepWarps* kWarpSize, 1)
   // ever.
   if (warp < kConsumers) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
-    Consume<T, kDim, kSets>(block);
+    Consume<T, kDim, kTokens>(block);
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
     if (warp == kProducer) Producer<T, kDim>(block).Run();
@@ -183,7 +180,7 @@ bool MakeMaps(StepParams<T>& params, int tile_keys) {
          MakeRowTiles(&params.v, args.v, keys, sizes.head_dim, tile_keys, head_chunks);
 }
 
-template <typename T, int kDim, int kSets>
+template <typename T, int kDim, int kTokens>
 void Launch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
   const int grid =
       Grid(args.sizes, std::min(gpu.multiprocessors, int(DecodeStepExchange::kMaxBlocks)));
@@ -192,7 +189,7 @@ void Launch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
       .exchange = DecodeStepExchange(args.sizes),
       .memory = Divide(args.sizes, args.final_norm.bias ? 2 : 1, grid, gpu.shared_bytes)};
   if (!MakeMaps(params, CacheTile<T, kDim>::kKeys)) return;
-  const auto kernel = DecodeStepKernel<T, kDim, kSets>;
+  const auto kernel = DecodeStepKernel<T, kDim, kTokens>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.memory.bytes);
   cudaMemsetAsync(args.exchange, 0xff, params.exchange.bytes(), stream);
   cudaMemsetAsync(args.status, 0, sizeof(int32_t), stream);
@@ -203,12 +200,10 @@ void Launch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
 
 template <int kDim, typename T>
 void LaunchForBatch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
-  if (args.sizes.batch <= kTokensOfSet) {
-    Launch<T, kDim, 1>(stream, args, gpu);
-  } else if (args.sizes.batch <= 2 * kTokensOfSet) {
-    Launch<T, kDim, 2>(stream, args, gpu);
+  if (args.sizes.batch <= 8) {
+    Launch<T, kDim, 8>(stream, args, gpu);
   } else {
-    Launch<T, kDim, 4>(stream, args, gpu);
+    Launch<T, kDim, 16>(stream, args, gpu);
   }
 }
 
