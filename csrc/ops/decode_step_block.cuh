@@ -23,7 +23,7 @@ constexpr int kStepWarps = 12;
 // and values of a head.
 constexpr int kTileRows = 8, kTileChunks = 16;
 constexpr int kTileBytes = kTileRows * kTileChunks * kChunkColumns * 2;
-constexpr int kTilesInFlight = 4;  // 64 KiB: more make every round trip through the cache slower
+constexpr int kTilesInFlight = 4;  // more make every round trip through the second cache slower
 constexpr int kMaxStages = 13;
 constexpr int kSumSlots = 8;  // units under way from the consumers to the finishers, at most
 constexpr int kCachedPages = 512;

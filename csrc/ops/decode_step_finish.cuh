@@ -222,8 +222,9 @@ class Finisher {
 
   StepBlock<T>& block_;
   const int lane_, first_token_, tokens_, pairs_, group_;
-  int unit_, first_lane_, token_,
-      column_;  // of a group: this lane's unit, its like in the first unit; ...
+  // Of this lane: its unit of a group, the lane of the same outputs in the group's first unit, its
+  // token, and the first of its two outputs in a unit.
+  int unit_, first_lane_, token_, column_;
   RingPlace slot_;
 };
 
