@@ -102,7 +102,7 @@ def test_lowers_to_one_custom_call():
 def test_is_for_cuda_alone():
     given = make(Case(**SMALL))
     step = jax.jit(functools.partial(decode_step, options=LayerOptions()))
-    with pytest.raises(NotImplementedError, match=r"eet_decode_step.* not found for platform cpu"):
+    with pytest.raises(NotImplementedError, match="eet_decode_step has no kernel for cpu"):
         step.trace(*given).lower(lowering_platforms=("cpu",))
 
 

@@ -65,6 +65,9 @@ def define_op(
         if platform in _library.libraries:
             handler = _library.libraries[platform].handler(name)
             jax.ffi.register_ffi_target(name, handler, platform=PLATFORMS[platform])
+    for platform in PLATFORMS.keys() - set(platforms):
+        refuse = functools.partial(_refuse_lowering, name, platform)
+        mlir.register_lowering(primitive, refuse, platform=platform)
     if partitionable:
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
     if aliases:
@@ -186,6 +189,10 @@ def _leading(operand: jax.Array, axis: int | None, size: int) -> jax.Array:
     if operand.shape == (0,):
         return operand
     return jnp.broadcast_to(operand, (size, *operand.shape))
+
+
+def _refuse_lowering(name: str, platform: str, *_: Any, **__: Any) -> NoReturn:
+    raise NotImplementedError(f"{name} has no kernel for {platform}")
 
 
 def _refuse_batching(name: str, *_: Any, **__: Any) -> NoReturn:
