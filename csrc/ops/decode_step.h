@@ -101,14 +101,20 @@ struct DecodeStepExchange {
   int64_t words, splits;
 };
 
-// Whether sizes are those that the kernel takes.
+// Bytes of a layer's two norms, which lie in shared memory: what they leave must be room for a
+// ring.
+constexpr int64_t kStepNormBytes = 96 << 10;
+
+// Whether sizes are those that the kernel takes. norm_rows: 2 for norms that have a bias, else 1.
+// Mirrored in _decode_step.py.
 template <typename T>
-constexpr bool DecodeStepFits(const DecodeStepSizes& sizes) {
+constexpr bool DecodeStepFits(const DecodeStepSizes& sizes, int64_t norm_rows) {
   const bool in_chunks =
       sizes.hidden % 64 == 0 && sizes.q_size() % 64 == 0 && sizes.inner % 64 == 0;
   const bool heads = sizes.head_dim == 64 || sizes.head_dim == 128 || sizes.head_dim == 256;
   return sizeof(T) == 2 && sizes.batch <= kStepTokens && in_chunks && heads &&
-         sizes.page_size % 64 == 0;
+         sizes.page_size % 64 == 0 && 2 * norm_rows * sizes.hidden * 2 <= kStepNormBytes &&
+         sizes.layers * sizes.pages * sizes.kv_heads * sizes.page_size <= INT32_MAX;
 }
 
 }  // namespace eet

@@ -116,7 +116,8 @@ class Producer {
   // One lane orders a tile: copy(shared, barrier).
   template <typename F>
   __device__ __forceinline__ void Order(F&& copy) {
-    if (under_way_ == kTilesInFlight) AwaitOldest();
+    // Never more than the ring holds: a place is waited for before it is given again.
+    if (under_way_ == min(kTilesInFlight, block_.params.memory.stages)) AwaitOldest();
     Barrier& empty = block_.words.empty[next_.stage];
     if (!empty.TryWait(next_.parity ^ 1)) {
       block_.watch.Until([&] { return empty.TryWait(next_.parity ^ 1); }, StepBlock<T>::kStageWait);

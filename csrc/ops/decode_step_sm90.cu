@@ -131,15 +131,17 @@ int Grid(const DecodeStepSizes& sizes, int multiprocessors) {
   return best;
 }
 
-// Divides the shared memory: the ring gets what the rest leaves.
-StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int shared_bytes) {
-  constexpr int kInputBytes = 64 << 10;
+// Divides the shared memory, with so many bytes at most for the input: the ring gets what the rest
+// leaves.
+StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int shared_bytes,
+                  int input_bytes) {
   const int batch = int(sizes.batch);
   const int64_t longest = std::max({sizes.hidden, sizes.q_size(), sizes.inner});
   const int chunks = int(CeilDiv(longest, kTileChunks * kChunkColumns)) * kTileChunks;
   const int chunk_bytes = batch * kChunkColumns * 2;
   StepMemory memory = {};
-  memory.slab_chunks = std::min(chunks, kInputBytes / chunk_bytes / kTileChunks * kTileChunks);
+  memory.slab_chunks =
+      std::min(chunks, std::max(1, input_bytes / (chunk_bytes * kTileChunks)) * kTileChunks);
   int used = 0;
   const auto take = [&](int64_t bytes) {
     const int at = used;
@@ -162,6 +164,17 @@ StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int sha
     *offset += ring;
   }
   memory.bytes = ring + used;
+  return memory;
+}
+
+// A large part of the input at once, unless that leaves a short ring.
+StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int shared_bytes) {
+  constexpr int kInputBytes = 64 << 10, kLeastInput = 4 << 10, kEnoughStages = 6;
+  StepMemory memory;
+  for (int bytes = kInputBytes; bytes >= kLeastInput; bytes /= 2) {
+    memory = Divide(sizes, norm_rows, grid, shared_bytes, bytes);
+    if (memory.stages >= kEnoughStages) break;
+  }
   return memory;
 }
 
@@ -215,7 +228,7 @@ void LaunchForBatch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu
 template <typename T>
 void DecodeStep(Stream stream, const DecodeStepArgs<T>& args) {
   static const Gpu gpu = FindGpu();
-  if (!gpu.fits || !DecodeStepFits<T>(args.sizes)) {
+  if (!gpu.fits || !DecodeStepFits<T>(args.sizes, args.final_norm.bias ? 2 : 1)) {
     LaunchProblem() = "decode_step runs on GPUs of compute capability 9.0, for sizes that fit it";
     return;
   }
