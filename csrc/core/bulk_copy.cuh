@@ -62,10 +62,6 @@ __device__ __forceinline__ uint64_t ReadOncePolicy() {
   return policy;
 }
 
-__device__ __forceinline__ void PrefetchMap(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-
 // Copies a box of a map made by MakeRowTiles: `chunk` and `row` are its first ones.
 __device__ __forceinline__ void CopyTile(void* shared, const CUtensorMap& map, int chunk, int row,
                                          Barrier& barrier, uint64_t policy) {

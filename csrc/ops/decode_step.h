@@ -9,6 +9,7 @@
 #include "core/stream.h"
 #include "core/types.h"
 #include "ops/activation.h"
+#include "ops/decode_attention.h"
 #include "ops/norm.h"
 
 namespace eet {
@@ -59,7 +60,6 @@ enum class Phase : int { kQkv, kPartials, kAttended, kAttentionOut, kUp, kDown }
 constexpr int kPhases = 6;
 
 constexpr int kStepTokens = 16;  // at most
-constexpr int kStepSplits = 64;  // at most, of one row
 
 // Keys of a tile: a split of a row's keys is a multiple of them.
 EET_HOST_DEVICE constexpr int64_t StepTileKeys(int64_t head_dim) { return 4096 / head_dim; }
@@ -72,7 +72,7 @@ struct DecodeStepExchange {
 
   explicit EET_HOST_DEVICE DecodeStepExchange(const DecodeStepSizes& sizes) {
     splits = std::min<int64_t>(
-        kStepSplits, sizes.max_pages * sizes.page_size / StepTileKeys(sizes.head_dim) + 1);
+        kMaxSplits, sizes.max_pages * sizes.page_size / StepTileKeys(sizes.head_dim) + 1);
     const int64_t batch = sizes.batch, hidden = batch * sizes.hidden / 2;
     partials = batch * sizes.qkv_size() / 2;
     log_sums = partials + batch * sizes.q_size() / 2 * splits;

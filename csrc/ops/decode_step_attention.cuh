@@ -6,7 +6,7 @@
 // and into the cache for the steps to come.
 #pragma once
 
-#include "ops/decode_step_split.cuh"
+#include "ops/decode_step_merge.cuh"
 #include "ops/rotary_append.h"
 
 namespace eet {
@@ -28,13 +28,14 @@ struct CacheTile {
   }
 };
 
-// Norm of a head's q or k: the reciprocal root of its mean square, rounded as rotary_append does.
+// What becomes of two adjacent elements of a query or a key: norm, then rotation, rounded as by
+// rotary_append.
 template <typename T>
 struct HeadTransform {
   const T* scale;      // [head_dim] or nullptr
-  const float* pairs;  // cosine and sine of the token's position; nullptr: no rotation
+  const float* pairs;  // [rotary_dim], cosines and sines of the token's position
   int rotary_dim;
-  float inverse;
+  float inverse;  // of the root of the head's mean square
 
   __device__ uint32_t operator()(uint32_t word, int column) const {
     constexpr std::type_identity<T> kType;
@@ -66,7 +67,7 @@ class Attender {
   using Tile = CacheTile<T, kDim>;
 
   __device__ explicit Attender(StepBlock<T>& block)
-      : block_(block), warp_(WarpId()), lane_(LaneId()), deal_(block, Tile::kKeys) {
+      : block_(block), warp_(WarpId()), lane_(LaneId()), deal_(block, Tile::kKeys), merger_(block) {
     group_ = int(block.sizes().heads) / int(block.sizes().kv_heads);
   }
 
@@ -76,7 +77,7 @@ class Attender {
     for (int round = 0; round < deal_.rounds(); ++round) {
       Round(layer, deal_.ItemOfLane(round), place);
     }
-    Merge(layer);
+    merger_.Run(layer, deal_);
   }
 
  private:
@@ -115,7 +116,7 @@ class Attender {
       for (int warp = 0; warp < kConsumers; ++warp) {
         if (tile >= __shfl_sync(kFullMask, of_lane.tiles, warp)) continue;
         // The others' tiles too: a warp more than a turn of the ring away would lose its place.
-        char* data = const_cast<char*>(block_.AwaitTile(place));
+        char* data = block_.AwaitTile(place);
         if (warp == warp_) {
           __syncwarp();
           Attend(item, data, item.first_key + tile * Tile::kKeys, queries, newest, output);
@@ -370,77 +371,10 @@ class Attender {
     if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kPartials));
   }
 
-  __device__ void Merge(int layer) {
-    const int tasks = deal_.tasks(), stride = int(gridDim.x) * kConsumers;
-    const int first = warp_ * int(gridDim.x) + int(blockIdx.x);
-    if (first >= tasks) return;
-    block_.AwaitHint(layer, Phase::kPartials);
-    for (int task = first; task < tasks; task += stride) MergeOne(layer, deal_.Task(task));
-    __syncwarp();
-    if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kAttended));
-  }
-
-  // Lane s * 4 + c sums eight columns of splits s, s + 8, ...
-  __device__ void MergeOne(int layer, const MergeTask& task) {
-    constexpr int kMost = kStepSplits / 8;
-    const DecodeStepExchange& exchange = block_.params.exchange;
-    const int64_t head = task.token * block_.sizes().heads + task.head;
-    const uint32_t* log_words = block_.Exchange(layer, exchange.log_sums) + head * exchange.splits;
-    const uint32_t* words = block_.Exchange(layer, exchange.partials) +
-                            head * exchange.splits * kHeadWords + task.column / 2 + lane_ % 4 * 4;
-    uint4 parts[kMost];
-    uint32_t logs[kMost];
-    const auto load = [&] {
-      bool there = true;
-#pragma unroll
-      for (int i = 0; i < kMost; ++i) {
-        const int split = lane_ / 4 + 8 * i;
-        const bool exists = split < task.splits;
-        parts[i] = exists ? LoadRelaxed4(words + split * kHeadWords) : uint4{};
-        logs[i] = exists ? LoadRelaxed(log_words + split) : __float_as_uint(-INFINITY);
-      }
-#pragma unroll
-      for (int i = 0; i < kMost; ++i) there = there && IsThere(parts[i]) && IsThere(logs[i]);
-      return there;
-    };
-    block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kPartials));
-    __syncwarp();
-    float largest = -INFINITY;
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) largest = fmaxf(largest, __uint_as_float(logs[i]));
-    largest = AcrossSplits(largest, Max{});
-    float sum = 0.0f, values[8] = {};
-#pragma unroll
-    for (int i = 0; i < kMost; ++i) {
-      const float weight = Exp2(__uint_as_float(logs[i]) - largest);
-      sum += weight;
-      float part[8];
-      Unpack<T>(parts[i], part);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) values[c] += weight * part[c];
-    }
-    const float factor = 1.0f / AcrossSplits(sum, Sum{});
-#pragma unroll
-    for (int c = 0; c < 8; ++c) values[c] = AcrossSplits(values[c], Sum{}) * factor;
-    if (lane_ < 4) {
-      StoreRelaxed4(block_.Exchange(layer, exchange.attended) + head * kHeadWords +
-                        task.column / 2 + lane_ * 4,
-                    Pack<T>(values));
-    }
-  }
-
-  template <typename Op>
-  __device__ static float AcrossSplits(float value, Op op) {
-#pragma unroll
-    for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
-      value = op(value, __shfl_xor_sync(kFullMask, value, lanes));
-    }
-    return value;
-  }
-
   StepBlock<T>& block_;
   const int warp_, lane_;
   ItemDeal<T> deal_;
+  Merger<T, kDim> merger_;
   int group_;
 };
 

@@ -14,6 +14,73 @@ static NormWeights<T> StackedNorm(Operands& operands, int64_t kind, float eps) {
   return norm;
 }
 
+// Reads attention weights, feed-forward weights, final norm and head.
+template <typename T>
+static void ReadStepWeights(Operands& operands, int64_t norm, float eps, DecodeStepArgs<T>& step) {
+  step.attention_norm = StackedNorm<T>(operands, norm, eps);
+  step.qkv_kernel = operands.Next<T>();
+  step.qkv_bias = operands.Next<T>();
+  step.q_norm = operands.Next<T>();
+  step.k_norm = operands.Next<T>();
+  const ffi::AnyBuffer o_kernel = operands.Next();
+  step.o_kernel = Data<T>(o_kernel);
+  step.sizes.layers = o_kernel.dimensions()[0];
+  step.sizes.heads = o_kernel.dimensions()[2];  // times head_dim, which the cache tells
+  step.o_bias = operands.Next<T>();
+  step.mlp_norm = StackedNorm<T>(operands, norm, eps);
+  step.up_kernel = operands.Next<T>();
+  step.up_bias = operands.Next<T>();
+  const ffi::AnyBuffer down_kernel = operands.Next();
+  step.down_kernel = Data<T>(down_kernel);
+  step.sizes.inner = down_kernel.dimensions()[2];
+  step.down_bias = operands.Next<T>();
+  step.final_norm = StackedNorm<T>(operands, norm, eps);
+  const ffi::AnyBuffer head = operands.Next();
+  step.head = Data<T>(head);
+  step.sizes.vocab = head.dimensions()[0];
+}
+
+// Reads k, v, page table, rows, positions and rotary table.
+template <typename T>
+static void ReadStepCache(Operands& operands, const ffi::RemainingRets& results,
+                          DecodeStepArgs<T>& step) {
+  DecodeStepSizes& sizes = step.sizes;
+  const ffi::AnyBuffer k = operands.Next();
+  operands.Next();  // v, of the shape of k
+  step.k = ResultData<T>(results, 1);
+  step.v = ResultData<T>(results, 2);
+  sizes.pages = k.dimensions()[1];
+  sizes.kv_heads = k.dimensions()[2];
+  sizes.page_size = k.dimensions()[3];
+  sizes.head_dim = k.dimensions()[4];
+  sizes.heads /= sizes.head_dim;
+  const ffi::AnyBuffer page_table = operands.Next();
+  step.page_table = Data<int32_t>(page_table);
+  sizes.max_pages = page_table.dimensions()[1];
+  const ffi::AnyBuffer rows = operands.Next();
+  step.rows = Data<int32_t>(rows);
+  sizes.batch = rows.element_count();
+  step.positions = operands.Next<int32_t>();
+  const ffi::AnyBuffer rotary = operands.Next();
+  step.rotary_table = OptionalData<float>(rotary);
+  sizes.rotary_dim = step.rotary_table ? 2 * rotary.dimensions()[1] : 0;
+}
+
+// k, v and workspace are results 1 to 3, in place.
+static ffi::Error CheckStepState(const ffi::RemainingArgs& args, const ffi::RemainingRets& results,
+                                 bool pooled) {
+  constexpr size_t kKeysFromEnd = 7;  // k, v, page table, rows, positions, rotary, workspace
+  const size_t k = args.size() - kKeysFromEnd, workspace = args.size() - 1;
+  size_t result = 1;
+  for (const auto& [name, operand] :
+       {std::pair("k", k), std::pair("v", k + 1), std::pair("workspace", workspace)}) {
+    const ffi::Error error = CheckPiece(name, *args.get<ffi::AnyBuffer>(operand),
+                                        *results.get<ffi::AnyBuffer>(result++), pooled);
+    if (error.failure()) return error;
+  }
+  return ffi::Error::Success();
+}
+
 // Operands: x, attention weights, feed-forward weights, final norm, head, windows, cache and
 // tokens, workspace. Results: logits, k, v, workspace, status; k, v and workspace in place.
 static ffi::Error DecodeStepHandler(Stream stream, int64_t norm, int64_t activation, float eps,
@@ -23,68 +90,21 @@ static ffi::Error DecodeStepHandler(Stream stream, int64_t norm, int64_t activat
   const ffi::AnyBuffer x = operands.Next();
   const auto run = [&]<typename T>(std::type_identity<T>) {
     DecodeStepArgs<T> step{};
-    DecodeStepSizes& sizes = step.sizes;
     step.x = Data<T>(x);
-    sizes.hidden = x.dimensions()[1];
-    sizes.gated = gated;
-    step.attention_norm = StackedNorm<T>(operands, norm, eps);
-    step.qkv_kernel = operands.Next<T>();
-    step.qkv_bias = operands.Next<T>();
-    step.q_norm = operands.Next<T>();
-    step.k_norm = operands.Next<T>();
-    const ffi::AnyBuffer o_kernel = operands.Next();
-    step.o_kernel = Data<T>(o_kernel);
-    sizes.layers = o_kernel.dimensions()[0];
-    step.o_bias = operands.Next<T>();
-    step.mlp_norm = StackedNorm<T>(operands, norm, eps);
-    step.up_kernel = operands.Next<T>();
-    step.up_bias = operands.Next<T>();
-    const ffi::AnyBuffer down_kernel = operands.Next();
-    step.down_kernel = Data<T>(down_kernel);
-    sizes.inner = down_kernel.dimensions()[2];
-    step.down_bias = operands.Next<T>();
-    step.final_norm = StackedNorm<T>(operands, norm, eps);
-    const ffi::AnyBuffer head = operands.Next();
-    step.head = Data<T>(head);
-    sizes.vocab = head.dimensions()[0];
+    step.sizes.hidden = x.dimensions()[1];
+    step.sizes.gated = gated;
+    ReadStepWeights(operands, norm, eps, step);
     step.windows = operands.Next<int32_t>();
-    const ffi::AnyBuffer k = operands.Next(), v = operands.Next(), page_table = operands.Next();
-    step.k = ResultData<T>(results, 1);
-    step.v = ResultData<T>(results, 2);
-    sizes.pages = k.dimensions()[1];
-    sizes.kv_heads = k.dimensions()[2];
-    sizes.page_size = k.dimensions()[3];
-    sizes.head_dim = k.dimensions()[4];
-    sizes.heads = o_kernel.dimensions()[2] / sizes.head_dim;
-    step.page_table = Data<int32_t>(page_table);
-    sizes.max_pages = page_table.dimensions()[1];
-    const ffi::AnyBuffer rows = operands.Next();
-    step.rows = Data<int32_t>(rows);
-    sizes.batch = rows.element_count();
-    step.positions = operands.Next<int32_t>();
-    const ffi::AnyBuffer rotary = operands.Next();
-    step.rotary_table = OptionalData<float>(rotary);
-    sizes.rotary_dim = step.rotary_table ? 2 * rotary.dimensions()[1] : 0;
-    const ffi::AnyBuffer workspace = operands.Next();
-    step.exchange = workspace.untyped_data();
+    ReadStepCache(operands, results, step);
+    if (ffi::Error error = CheckStepState(args, results, pooled); error.failure()) return error;
+    const auto workspace = ReadWorkspace(operands, DecodeStepExchange(step.sizes).bytes());
+    if (!workspace) return workspace.error();
+    step.exchange = ResultData<void>(results, 3);
     step.logits = ResultData<float>(results, 0);
     step.status = ResultData<int32_t>(results, 4);
     step.activation = Activation(activation);
     step.scale = scale;
     step.wait_limit = 1000 * wait_limit;
-
-    const char* names[] = {"k", "v", "workspace"};
-    const ffi::AnyBuffer pieces[] = {k, v, workspace};
-    for (int i = 0; i < 3; ++i) {
-      const ffi::Error error =
-          CheckPiece(names[i], pieces[i], *results.get<ffi::AnyBuffer>(i + 1), pooled);
-      if (error.failure()) return error;
-    }
-    const int64_t needed = DecodeStepExchange(sizes).bytes();
-    if (int64_t(workspace.size_bytes()) < needed) {
-      return ffi::Error::InvalidArgument("workspace must have at least " + std::to_string(needed) +
-                                         " bytes, got " + std::to_string(workspace.size_bytes()));
-    }
     DecodeStep(stream, step);
     return LaunchStatus();
   };

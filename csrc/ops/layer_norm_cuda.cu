@@ -22,8 +22,6 @@ __global__ void __launch_bounds__(kMaxThreads) LayerNormKernel(LayerNormArgs<T> 
   const Pack* bias = reinterpret_cast<const Pack*>(args.bias);
   Pack* y = reinterpret_cast<Pack*>(args.y + blockIdx.x * args.cols);
 
-  // In this order: the kernel behind this one may then read weights at once, for all that came
-  // before this one has ended.
   WaitForKernelsBefore();
   LetNextKernelStart();
   float sum = 0;

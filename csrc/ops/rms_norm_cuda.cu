@@ -21,8 +21,6 @@ __global__ void __launch_bounds__(kMaxThreads) RmsNormKernel(RmsNormArgs<T> args
   const Pack* scale = reinterpret_cast<const Pack*>(args.scale);
   Pack* y = reinterpret_cast<Pack*>(args.y + blockIdx.x * args.cols);
 
-  // In this order: the kernel behind this one may then read weights at once, for all that came
-  // before this one has ended.
   WaitForKernelsBefore();
   LetNextKernelStart();
   float sum = 0;

@@ -1,0 +1,91 @@
+// The second round of the decode step's attention: what the splits of a row have published becomes
+// the attended heads. A warp takes some columns of one head.
+#pragma once
+
+#include "ops/decode_step_split.cuh"
+
+namespace eet {
+
+template <typename T, int kDim>
+class Merger {
+ public:
+  __device__ explicit Merger(StepBlock<T>& block)
+      : block_(block), warp_(WarpId()), lane_(LaneId()) {}
+
+  // All tasks of a layer that this warp has.
+  __device__ void Run(int layer, const ItemDeal<T>& deal) {
+    const int tasks = deal.tasks(), stride = int(gridDim.x) * kConsumers;
+    const int first = warp_ * int(gridDim.x) + int(blockIdx.x);
+    if (first >= tasks) return;
+    block_.AwaitHint(layer, Phase::kPartials);
+    for (int task = first; task < tasks; task += stride) MergeOne(layer, deal.Task(task));
+    __syncwarp();
+    if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kAttended));
+  }
+
+ private:
+  static constexpr int kHeadWords = kDim / 2;
+
+  // Lane s * 4 + c sums eight columns of splits s, s + 8, ...
+  __device__ void MergeOne(int layer, const MergeTask& task) {
+    constexpr int kMost = kMaxSplits / 8;
+    const DecodeStepExchange& exchange = block_.params.exchange;
+    const int64_t head = task.token * block_.sizes().heads + task.head;
+    const uint32_t* log_words = block_.Exchange(layer, exchange.log_sums) + head * exchange.splits;
+    const uint32_t* words = block_.Exchange(layer, exchange.partials) +
+                            head * exchange.splits * kHeadWords + task.column / 2 + lane_ % 4 * 4;
+    uint4 parts[kMost];
+    uint32_t logs[kMost];
+    const auto load = [&] {
+      bool there = true;
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) {
+        const int split = lane_ / 4 + 8 * i;
+        const bool exists = split < task.splits;
+        parts[i] = exists ? LoadRelaxed4(words + split * kHeadWords) : uint4{};
+        logs[i] = exists ? LoadRelaxed(log_words + split) : __float_as_uint(-INFINITY);
+      }
+#pragma unroll
+      for (int i = 0; i < kMost; ++i) there = there && IsThere(parts[i]) && IsThere(logs[i]);
+      return there;
+    };
+    block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kPartials));
+    __syncwarp();
+    float largest = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) largest = fmaxf(largest, __uint_as_float(logs[i]));
+    largest = AcrossSplits(largest, Max{});
+    float sum = 0.0f, values[8] = {};
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const float weight = Exp2(__uint_as_float(logs[i]) - largest);
+      sum += weight;
+      float part[8];
+      Unpack<T>(parts[i], part);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) values[c] += weight * part[c];
+    }
+    const float factor = 1.0f / AcrossSplits(sum, Sum{});
+#pragma unroll
+    for (int c = 0; c < 8; ++c) values[c] = AcrossSplits(values[c], Sum{}) * factor;
+    if (lane_ < 4) {
+      StoreRelaxed4(block_.Exchange(layer, exchange.attended) + head * kHeadWords +
+                        task.column / 2 + lane_ * 4,
+                    Pack<T>(values));
+    }
+  }
+
+  template <typename Op>
+  __device__ static float AcrossSplits(float value, Op op) {
+#pragma unroll
+    for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
+      value = op(value, __shfl_xor_sync(kFullMask, value, lanes));
+    }
+    return value;
+  }
+
+  StepBlock<T>& block_;
+  const int warp_, lane_;
+};
+
+}  // namespace eet
