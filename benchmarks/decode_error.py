@@ -107,7 +107,7 @@ def eet_step(
 
 
 def pure_jax_step(config: DecoderConfig, params: Params, batch: int, length: int) -> Step:
-    """The baseline's step from an empty cache."""
+    """The baseline's step from an empty cache; products of float32 are exact."""
     weights = pure_jax.make_weights(config, params)
     cache = pure_jax.make_cache(config, batch, length, "einsum")
     positions = itertools.count()
@@ -115,7 +115,8 @@ def pure_jax_step(config: DecoderConfig, params: Params, batch: int, length: int
     def step(tokens: np.ndarray) -> jax.Array:
         nonlocal cache
         position = np.int32(next(positions))
-        logits, cache = pure_jax.decode_step(config, weights, tokens, cache, position, "einsum")
+        with jax.default_matmul_precision("float32"):  # GPUs would round float32 to TF32
+            logits, cache = pure_jax.decode_step(config, weights, tokens, cache, position, "einsum")
         return logits
 
     return step
