@@ -119,6 +119,19 @@ def attention_reference(
     batch, query_len, heads, head_dim = q.shape
     key_len, kv_heads = k.shape[1:3]
     group = heads // kv_heads
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(query_len), (batch, query_len))
+    p, j = positions[:, None, :, None], jnp.arange(key_len)
+    visible = jnp.full((batch, 1, query_len, key_len), True)
+    if lengths is not None:
+        visible &= j < lengths[:, None, None, None]
+    if causal:
+        visible &= j <= p
+    if window is not None:
+        visible &= j > p - window
+    # Memory that nobody has written may hold NaN, which a weight of zero does not hide.
+    seen = jnp.any(visible, axis=2)[:, 0, :, None, None]
+    k, v = jnp.where(seen, k, 0), jnp.where(seen, v, 0)
     grouped = q.reshape(batch, query_len, kv_heads, group, head_dim)
     scores = jnp.einsum(
         "btkgd,bskd->bkgts", grouped.astype(jnp.float32), k.astype(jnp.float32),
@@ -128,18 +141,8 @@ def attention_reference(
     scores *= head_dim**-0.5 if scale is None else scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
-    if positions is None:
-        positions = jnp.broadcast_to(jnp.arange(query_len), (batch, query_len))
-    p, j = positions[:, None, :, None], jnp.arange(key_len)
     if alibi_slopes is not None:
         scores += alibi_slopes[:, None, None] * (j - p).astype(jnp.float32)
-    visible = jnp.full((batch, 1, query_len, key_len), True)
-    if lengths is not None:
-        visible &= j < lengths[:, None, None, None]
-    if causal:
-        visible &= j <= p
-    if window is not None:
-        visible &= j > p - window
     highest = jnp.max(scores, axis=-1, keepdims=True, where=visible, initial=-jnp.inf)
     highest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0))
     weights = jnp.where(visible, jnp.exp(jnp.where(visible, scores - highest, 0)), 0)
