@@ -24,7 +24,7 @@ __device__ __forceinline__ void SyncConsumers() {
   asm volatile("bar.sync %0, %1;" ::"n"(kConsumersBarrier), "n"(kConsumers * kWarpSize) : "memory");
 }
 
-// One consumer warp's view of the input in shared memory. kBatch: 8 or 16, at least the batch.
+// One consumer warp's view of the input in shared memory. kBatch: at least the batch.
 template <typename T, int kBatch>
 class InputSlab {
  public:
@@ -98,7 +98,7 @@ class InputSlab {
   }
 
   // The sums of the blocks, of this warp's tokens: warp and warp + 8.
-  static constexpr int kTokens = kBatch / kConsumers;
+  static constexpr int kTokens = (kBatch + kConsumers - 1) / kConsumers;
   static constexpr int kLoadsOfSums = int(DecodeStepExchange::kMaxBlocks) / kWarpSize;
 
   __device__ __forceinline__ bool LoadSums() {

@@ -51,12 +51,12 @@ __device__ ProductStep<T> ProductOf(const StepBlock<T>& block, int layer, Phase 
 }
 
 // The consumers: products and attention.
-template <typename T, int kDim, int kTokens>
+template <typename T, int kDim, int kSets>
 __device__ void Consume(StepBlock<T>& block) {
   const int layers = int(block.sizes().layers);
   RingPlace place;
-  InputSlab<T, kTokens> slab(block);
-  Multiplier<T, kTokens> multiplier(block);
+  Multiplier<T, kSets> multiplier(block);
+  typename Multiplier<T, kSets>::Slab slab(block);
   Attender<T, kDim> attender(block);
   // One call of each, so that the code stays small.
   for (int layer = 0, i = 0;; i = (i + 1) % 4, layer += i == 0) {

@@ -39,7 +39,7 @@
 
 namespace eet {
 
-template <typename T, int kDim, int kTokens>
+template <typename T, int kDim, int kSets>
 __global__ void __launch_bounds__(kStepWarps* kWarpSize, 1)
     DecodeStepKernel(const __grid_constant__ StepParams<T> params) {
 #if __CUDA_ARCH__ >= 900
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kStepWarps* kWarpSize, 1)
   // ever.
   if (warp < kConsumers) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
-    Consume<T, kDim, kTokens>(block);
+    Consume<T, kDim, kSets>(block);
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
     if (warp == kProducer) Producer<T, kDim>(block).Run();
@@ -196,7 +196,7 @@ bool MakeMaps(StepParams<T>& params, int tile_keys) {
          MakeRowTiles(&params.v, args.v, keys, sizes.head_dim, tile_keys, head_chunks);
 }
 
-template <typename T, int kDim, int kTokens>
+template <typename T, int kDim, int kSets>
 void Launch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
   const int grid =
       Grid(args.sizes, std::min(gpu.multiprocessors, int(DecodeStepExchange::kMaxBlocks)));
@@ -205,7 +205,7 @@ void Launch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
       .exchange = DecodeStepExchange(args.sizes),
       .memory = Divide(args.sizes, args.final_norm.bias ? 2 : 1, grid, gpu.shared_bytes)};
   if (!MakeMaps(params, CacheTile<T, kDim>::kKeys)) return;
-  const auto kernel = DecodeStepKernel<T, kDim, kTokens>;
+  const auto kernel = DecodeStepKernel<T, kDim, kSets>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.memory.bytes);
   cudaMemsetAsync(args.exchange, 0xff, params.exchange.bytes(), stream);
   cudaMemsetAsync(args.status, 0, sizeof(int32_t), stream);
@@ -216,10 +216,12 @@ void Launch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
 
 template <int kDim, typename T>
 void LaunchForBatch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
-  if (args.sizes.batch <= 8) {
-    Launch<T, kDim, 8>(stream, args, gpu);
+  if (args.sizes.batch <= kTokensOfSet) {
+    Launch<T, kDim, 1>(stream, args, gpu);
+  } else if (args.sizes.batch <= 2 * kTokensOfSet) {
+    Launch<T, kDim, 2>(stream, args, gpu);
   } else {
-    Launch<T, kDim, 16>(stream, args, gpu);
+    Launch<T, kDim, 4>(stream, args, gpu);
   }
 }
 
