@@ -191,6 +191,7 @@ def test_other_errors(monkeypatch):
         (1 + (1 << 20), "for a tile"),
         (2 + (1 << 20), "for room for a tile"),
         (3 + (1 << 20), "for sums"),
+        (4 + (1 << 20), "for the sums of a norm"),
     ],
 )
 def test_failures_are_explained(status, what):

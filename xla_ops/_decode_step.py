@@ -30,6 +30,7 @@ BLOCK_WAITS = {
     1 << 20: "for a tile",
     (1 << 20) + 1: "for room for a tile",
     (1 << 20) + 2: "for sums",
+    (1 << 20) + 3: "for the sums of a norm",
 }
 
 
@@ -47,7 +48,8 @@ class LayerPhases(NamedTuple):
     """What the phases of a layer leave, in the order in which a token meets them."""
 
     qkv: jax.Array
-    """[tokens, kv_heads * (group + 2) * head_dim], before norms of heads and rotation"""
+    """[tokens, kv_heads * (group + 2) * head_dim], with queries and keys rotated; where heads are
+    normed, before norm and rotation"""
     attended: jax.Array
     """[tokens, heads * head_dim]"""
     attention_out: jax.Array
@@ -175,6 +177,8 @@ def decode_step_phases(
         w = _layer.take_layer(attention, layer)
         normed = _layer.norm_reference(stream, w.norm_scale, w.norm_bias, options)
         qkv = linear_reference(normed, w.qkv_kernel, w.qkv_bias)
+        if not _norms_heads(w):
+            qkv = _with_rotated_heads(qkv, cache, tokens)
         here = dataclasses.replace(options, window=window)
         attended, k, v = _attend(qkv, w, cache, tokens, layer=layer, options=here)
         cache = cache._replace(k=k, v=v)
@@ -185,6 +189,26 @@ def decode_step_phases(
         stream = linear_reference(up, m.down_kernel, m.down_bias, residual=out)
         phases.append(LayerPhases(qkv, attended, out, up, stream))
     return phases, cache.k, cache.v
+
+
+def _norms_heads(w: AttentionWeights) -> bool:
+    return w.q_norm is not None or w.k_norm is not None
+
+
+def _rotated(heads: jax.Array, tokens: Tokens) -> jax.Array:
+    """Heads `[tokens, heads, head_dim]` at the tokens' positions."""
+    if tokens.rotary_table is None:
+        return heads
+    return rotary_reference(heads, tokens.rotary_table, interleaved=True)
+
+
+def _with_rotated_heads(qkv: jax.Array, cache: KvCache, tokens: Tokens) -> jax.Array:
+    """Queries and keys of `[tokens, kv_heads * (group + 2) * head_dim]` rotated, values as is."""
+    count, (kv_heads, _, head_dim) = qkv.shape[0], cache.k.shape[2:]
+    heads = qkv.reshape(count, kv_heads, -1, head_dim)
+    rotated = _rotated(heads[:, :, :-1].reshape(count, -1, head_dim), tokens)
+    rotated = rotated.reshape(heads[:, :, :-1].shape)
+    return jnp.concatenate([rotated, heads[:, :, -1:]], axis=2).reshape(qkv.shape)
 
 
 def _attend(
@@ -200,12 +224,12 @@ def _attend(
     count, (kv_heads, _, head_dim) = qkv.shape[0], cache.k.shape[2:]
     heads = qkv.reshape(count, kv_heads, -1, head_dim)
     q, k, v = heads[:, :, :-2].reshape(count, -1, head_dim), heads[:, :, -2], heads[:, :, -1]
-    if w.q_norm is not None:
-        q = rms_norm_reference(q, w.q_norm, eps=options.eps)
-    if w.k_norm is not None:
-        k = rms_norm_reference(k, w.k_norm, eps=options.eps)
-    if tokens.rotary_table is not None:
-        q, k = (rotary_reference(a, tokens.rotary_table, interleaved=True) for a in (q, k))
+    if _norms_heads(w):
+        if w.q_norm is not None:
+            q = rms_norm_reference(q, w.q_norm, eps=options.eps)
+        if w.k_norm is not None:
+            k = rms_norm_reference(k, w.k_norm, eps=options.eps)
+        q, k = (_rotated(a, tokens) for a in (q, k))
     places = (cache.page_table, tokens.rows, tokens.positions)
     k, v = kv_append_reference(cache.k, cache.v, k, v, *places, layer=layer)
     attended = attention_reference(

@@ -94,9 +94,9 @@ struct DecodeStepExchange {
   int64_t attended, attention_out, up, down;
   int64_t layer;  // words of one layer
 
-  // Sums of the residual stream and of its squares, of each block's rows: before the first layer,
-  // then after each layer's attention and after its feed-forward.
-  int64_t statistics;  // [2 * layers + 1, batch, 2, kMaxBlocks] float32
+  // Sums of the residual stream's squares, then of the stream, over each block's rows: before the
+  // first layer, then after each layer's attention and after its feed-forward.
+  int64_t statistics;  // [2 * layers + 1, 2, batch, kMaxBlocks] float32
   int64_t counters;    // [layers, phases, kCounterStride]
   int64_t words, splits;
 };

@@ -190,39 +190,43 @@ class Attender {
     };
     block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kQkv));
     __syncwarp();
-    float squares = 0.0f;
-    if (block_.args().q_norm) {
-#pragma unroll
-      for (int i = 0; i < kDim / 8; ++i) squares += SquaresOf<T>(queries[i / 2][i % 2]);
-      squares += __shfl_xor_sync(kFullMask, squares, 1);
-      squares += __shfl_xor_sync(kFullMask, squares, 2);
-    }
-    const HeadTransform<T> transform = Transform(item, block_.args().q_norm, layer, squares);
-#pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
-      queries[i / 2][i % 2] = transform(queries[i / 2][i % 2], 8 * i + column);
-    }
-    if (last) Append(layer, item, newest);
+    if (block_.NormsHeads()) NormHeads(layer, item, last, queries, newest);
+    if (last && item.first_head == 0) Append(layer, item, newest);
   }
 
-  // Rotates the token's key, and appends it and the value to the cache for the steps to come.
-  __device__ void Append(int layer, const AttentionItem& item, NewKey& newest) {
+  // Norms and rotates the queries, and the token's key where it is there.
+  __device__ void NormHeads(int layer, const AttentionItem& item, bool last, Queries& queries,
+                            NewKey& newest) const {
     float squares = 0.0f;
-    if (block_.args().k_norm) {
 #pragma unroll
-      for (int i = 0; i < NewKey::kWords; ++i) squares += SquaresOf<T>(newest.key[i]);
-      squares = WarpReduce<Sum>(squares);
+    for (int i = 0; i < kDim / 8; ++i) squares += SquaresOf<T>(queries[i / 2][i % 2]);
+    squares += __shfl_xor_sync(kFullMask, squares, 1);
+    squares += __shfl_xor_sync(kFullMask, squares, 2);
+    const HeadTransform<T> of_query = Transform(item, block_.args().q_norm, layer, squares);
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      queries[i / 2][i % 2] = of_query(queries[i / 2][i % 2], 8 * i + lane_ % 4 * 2);
     }
-    const HeadTransform<T> transform = Transform(item, block_.args().k_norm, layer, squares);
+    if (!last) return;
+    squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < NewKey::kWords; ++i) squares += SquaresOf<T>(newest.key[i]);
+    squares = WarpReduce<Sum>(squares);
+    const HeadTransform<T> of_key = Transform(item, block_.args().k_norm, layer, squares);
+#pragma unroll
+    for (int i = 0; i < NewKey::kWords; ++i) {
+      newest.key[i] = of_key(newest.key[i], 2 * (lane_ + i * kWarpSize));
+    }
+  }
+
+  // Appends the token's key and value to the cache for the steps to come.
+  __device__ void Append(int layer, const AttentionItem& item, const NewKey& newest) const {
     const int64_t slot = Slot(layer, item);
 #pragma unroll
     for (int i = 0; i < NewKey::kWords; ++i) {
       const int column = 2 * (lane_ + i * kWarpSize);
-      newest.key[i] = transform(newest.key[i], column);
-      if (item.first_head == 0) {
-        *reinterpret_cast<uint32_t*>(block_.args().k + slot + column) = newest.key[i];
-        *reinterpret_cast<uint32_t*>(block_.args().v + slot + column) = newest.value[i];
-      }
+      *reinterpret_cast<uint32_t*>(block_.args().k + slot + column) = newest.key[i];
+      *reinterpret_cast<uint32_t*>(block_.args().v + slot + column) = newest.value[i];
     }
   }
 

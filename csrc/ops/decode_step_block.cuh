@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/bulk_copy.cuh"
 #include "core/tensor_map.h"
@@ -27,6 +28,7 @@ constexpr int kTilesInFlight = 4;  // more make every round trip through the sec
 constexpr int kMaxStages = 13;
 constexpr int kSumSlots = 8;  // units under way from the consumers to the finishers, at most
 constexpr int kCachedPages = 512;
+constexpr int kSumsLine = (kConsumers + 1) * kTileRows;  // a token's, so that banks do not collide
 constexpr int kUnitGroup = 2;  // units multiplied together where the input does not fit at once
 
 // Offsets in shared memory, in bytes, and how much of the input it holds.
@@ -35,7 +37,7 @@ constexpr int kUnitGroup = 2;  // units multiplied together where the input does
 //
 //   input     [slab_chunks, batch, 64]    a slab of the product's input, each warp its own chunks
 //   norms     [2, 1 or 2, hidden]         of attention and feed-forward: scale, and bias if any
-//   sums      [slots, consumers, batch, 8] float32
+//   sums      [slots, batch, 72]          float32, 8 outputs of each consumer, and 8 of padding
 //   residual  [rows of this block, batch] float32, the residual stream where this block owns it
 //   rotary    [batch, rotary_dim]         float32, cosines and sines
 //   windows   [layers]                    int32
@@ -50,8 +52,8 @@ struct StepMemory {
 struct StepWords {
   Barrier full[kMaxStages], empty[kMaxStages];
   Barrier sums_full[kSumSlots], sums_empty[kSumSlots];
-  alignas(128) uint4 zeros[8];  // tokens that the batch lacks
-  float2 moments[kStepTokens];  // of the stream: mean and reciprocal deviation
+  float2 moments[kStepTokens];             // of the stream: mean and reciprocal deviation
+  volatile int moments_found[kFinishers];  // norms whose moments are there
   int rows[kStepTokens], positions[kStepTokens];
   int pages[kStepTokens];          // where the tokens' keys go
   int cached_pages[kCachedPages];  // of the block's first tiles of the cache
@@ -140,11 +142,21 @@ struct StepBlock {
 
   __device__ static int What(int layer, Phase phase) { return layer * kPhases + int(phase); }
 
-  // Where the blocks leave the moments of the stream before layer's attention (half 0) or
-  // feed-forward (half 1): sums of one token, then sums of squares.
-  __device__ uint32_t* Statistics(int layer, int half, int token) const {
+  // Where the blocks leave sums over their part of the stream, for a norm: of the squares of each
+  // token, and behind them, for layer norm, of the token itself.
+  __device__ uint32_t* Statistics(int norm, int which) const {
     return static_cast<uint32_t*>(params.args.exchange) + params.exchange.statistics +
-           ((2 * layer + half) * batch() + token) * 2 * DecodeStepExchange::kMaxBlocks;
+           (2 * norm + which) * batch() * int(DecodeStepExchange::kMaxBlocks);
+  }
+
+  // Whether heads are normed before their rotation: then attention does both, else the finishers
+  // rotate.
+  __device__ bool NormsHeads() const { return params.args.q_norm || params.args.k_norm; }
+
+  // An RMS norm's reciprocal deviation may as well scale what becomes of the product: then nobody
+  // waits for it. Not in float16, whose range it must be to keep.
+  __device__ bool ScalesOutputs() const {
+    return std::is_same_v<T, bfloat16> && params.args.final_norm.kind == NormKind::kRms;
   }
 
   // Scale, or bias, of the norm before a layer's attention (half 0) or feed-forward (half 1).
@@ -192,7 +204,8 @@ struct StepBlock {
   }
 
   // What the status says of waits inside a block.
-  static constexpr int kTileWait = 1 << 20, kStageWait = kTileWait + 1, kSumsWait = kTileWait + 2;
+  static constexpr int kTileWait = 1 << 20, kStageWait = kTileWait + 1, kSumsWait = kTileWait + 2,
+                       kMomentsWait = kTileWait + 3;
 };
 
 // Eight elements of two bytes, from and to a word of 16 bytes.
@@ -201,6 +214,17 @@ __device__ __forceinline__ void Unpack(const uint4& words, float (&values)[8]) {
   const T* elements = reinterpret_cast<const T*>(&words);
 #pragma unroll
   for (int i = 0; i < 8; ++i) values[i] = float(elements[i]);
+}
+
+// Products of eight elements, each rounded once.
+template <typename T>
+__device__ __forceinline__ uint4 Times(const uint4& a, const uint4& b) {
+  using Pair = std::conditional_t<std::is_same_v<T, bfloat16>, __nv_bfloat162, __half2>;
+  uint4 products;
+  const Pair *left = reinterpret_cast<const Pair*>(&a), *right = reinterpret_cast<const Pair*>(&b);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) reinterpret_cast<Pair*>(&products)[i] = __hmul2(left[i], right[i]);
+  return products;
 }
 
 template <typename T>

@@ -1,5 +1,8 @@
 // The finisher warps: add the consumers' sums of each unit, and finish its outputs. A lane has two
 // adjacent outputs of one token; where there are few tokens a warp takes several units at once.
+//
+// All blocks wait for the slowest finisher, so whatever does not need the sums comes before them:
+// biases, rotation, the residual stream, the moments of the norm. What nobody waits for comes last.
 #pragma once
 
 #include "ops/decode_step_block.cuh"
@@ -21,189 +24,286 @@ class Finisher {
   __device__ explicit Finisher(StepBlock<T>& block)
       : block_(block),
         lane_(LaneId()),
-        first_token_((WarpId() - kFinisher) * kFinisherTokens),
+        warp_(WarpId() - kFinisher),
+        first_token_(warp_ * kFinisherTokens),
         tokens_(max(0, min(block.batch() - first_token_, kFinisherTokens))),
-        pairs_(tokens_ * kPairs),
         group_(block.params.memory.unit_group) {
-    const int pair = lane_ % max(pairs_, 1);
-    unit_ = lane_ / max(pairs_, 1);
-    first_lane_ = pair;
+    const int pairs = max(tokens_, 1) * kPairs, pair = lane_ % pairs;
+    unit_ = lane_ / pairs;
     token_ = first_token_ + pair / kPairs;
     column_ = pair % kPairs * 2;
+    releases_ = pair == 0;
   }
 
   __device__ void Run() {
     if (tokens_ == 0) return;
-    const int layers = int(block_.sizes().layers);
+    const DecodeStepSizes& sizes = block_.sizes();
     LoadResidual();
-    for (int layer = 0, i = 0; layer < layers || i == 0; i = (i + 1) % 4, layer += i == 0) {
-      Finish(layer, kProducts[i]);
+    // One call of each, so that the code stays small.
+    for (int layer = 0, i = 0;; i = (i + 1) % 4, layer += i == 0) {
+      const bool head = layer == sizes.layers, up = kProducts[i] == Phase::kUp;
+      if (up || kProducts[i] == Phase::kQkv) FindMoments(layer, up);
+      if (head) return FinishHead();
+      switch (kProducts[i]) {
+        case Phase::kQkv:
+          FinishQkv(layer);
+          break;
+        case Phase::kUp:
+          FinishUp(layer);
+          break;
+        default:
+          FinishResidual(layer, kProducts[i]);
+      }
     }
   }
 
  private:
   static constexpr int kMostUnits = 4;          // that a warp takes at once
   static constexpr int kPairs = kTileRows / 2;  // of adjacent outputs, of a unit
+  static constexpr std::type_identity<T> kType = {};
 
-  // Sums over the outputs of a token in two columns of all units, in the order of the units however
-  // many are taken at once; every lane of the token and the columns has them.
-  struct Moments {
-    float sum = 0.0f, squares = 0.0f;
-  };
-
-  __device__ __forceinline__ void Add(Moments& moments, const float2& pair, bool valid) const {
-    const float squares = valid ? pair.x * pair.x + pair.y * pair.y : 0.0f;
-    const float sum = valid ? pair.x + pair.y : 0.0f;
-    const bool both = block_.args().final_norm.kind == NormKind::kLayer;
-#pragma unroll
-    for (int i = 0; i < kMostUnits; ++i) {
-      if (i == group_) break;
-      moments.squares += __shfl_sync(kFullMask, squares, first_lane_ + i * pairs_);
-      if (both) moments.sum += __shfl_sync(kFullMask, sum, first_lane_ + i * pairs_);
-    }
-  }
-
-  // What becomes of a product's outputs; the head is the qkv product of a layer after the last.
-  struct Outputs {
-    Phase phase;
-    bool head;
-    int size;         // outputs of a token
-    const T* bias;    // of the layer, or nullptr
-    uint32_t* words;  // [batch, size / 2], where the others look for them
-  };
-
-  __device__ Outputs OutputsOf(int layer, Phase phase) const {
-    const DecodeStepArgs<T>& args = block_.args();
-    const DecodeStepSizes& sizes = args.sizes;
-    const DecodeStepExchange& exchange = block_.params.exchange;
-    const auto outputs = [&](int64_t size, const T* bias, int64_t offset) {
-      return Outputs{phase, false, int(size), bias ? bias + layer * size : nullptr,
-                     block_.Exchange(layer, offset)};
-    };
-    if (layer == sizes.layers) return {phase, true, int(sizes.vocab), nullptr, nullptr};
-    switch (phase) {
-      case Phase::kQkv:
-        return outputs(sizes.qkv_size(), args.qkv_bias, 0);
-      case Phase::kUp:
-        return outputs(sizes.up_size(), args.up_bias, exchange.up);
-      case Phase::kDown:
-        return outputs(sizes.hidden, args.down_bias, exchange.down);
-      default:
-        return outputs(sizes.hidden, args.o_bias, exchange.attention_out);
-    }
-  }
-
-  // Finishes a product's units as they come.
-  __device__ void Finish(int layer, Phase phase) {
-    const Outputs outputs = OutputsOf(layer, phase);
-    const ProductShare share = block_.Share(outputs.size, kChunkColumns);
-    const int batch = block_.batch();
+  // Takes units of a share as they come: prepare(at, valid) before the sums are there, then
+  // store(prepared, at, sum, valid). `at` is the first of the lane's two outputs; it has none
+  // where not `valid`.
+  template <typename Prepare, typename Store>
+  __device__ __forceinline__ void Take(const ProductShare& share, Prepare&& prepare,
+                                       Store&& store) {
+    const int line = block_.batch() * kSumsLine;
     const float* sums = reinterpret_cast<const float*>(block_.memory + block_.params.memory.sums) +
-                        token_ * kTileRows + column_;
-    Moments moments;
+                        token_ * kSumsLine + column_;
     for (int first = share.begin; first < share.end; first += group_) {
-      const int unit = first + unit_, taken = min(group_, share.end - first);
+      const int taken = min(group_, share.end - first);
       const bool valid = unit_ < taken;
+      const int at = (first + (valid ? unit_ : 0)) * kTileRows + column_;
+      const auto prepared = prepare(at, valid);
       // Every lane waits for its own unit.
       const RingPlace slot = Ahead(valid ? unit_ : 0);
+      const float* parts = sums + slot.stage * line;
       block_.watch.Until([&] { return block_.words.sums_full[slot.stage].TryWait(slot.parity); },
                          StepBlock<T>::kSumsWait);
       __syncwarp();
       float2 sum = {};
-      if (valid) {
-        const float* parts = sums + slot.stage * (kConsumers * batch * kTileRows);
 #pragma unroll
-        for (int warp = 0; warp < kConsumers; ++warp) {
-          const float2 part = *reinterpret_cast<const float2*>(parts + warp * batch * kTileRows);
-          sum = {sum.x + part.x, sum.y + part.y};
-        }
+      for (int warp = 0; warp < kConsumers; ++warp) {
+        const float2 part = *reinterpret_cast<const float2*>(parts + warp * kTileRows);
+        sum = {sum.x + part.x, sum.y + part.y};
       }
+      store(prepared, at, sum, valid);
       __syncwarp();
-      if (valid && first_lane_ == 0) block_.words.sums_empty[slot.stage].Arrive();
-      Store(outputs, unit * kTileRows + column_, (unit - share.begin) * kTileRows + column_, sum,
-            valid, moments);
+      if (valid && releases_) block_.words.sums_empty[slot.stage].Arrive();
       slot_ = Ahead(taken);
     }
-    if (outputs.head) return;
-    if (phase == Phase::kAttentionOut) Publish(moments, layer, 1);
-    if (phase == Phase::kDown) Publish(moments, layer + 1, 0);
+  }
+
+  // Tells the lookouts that this warp's part of a phase is there.
+  __device__ __forceinline__ void Count(const ProductShare& share, int layer, Phase phase) {
     __syncwarp();
     if (lane_ == 0 && !share.empty()) CountRelaxed(block_.Counter(layer, phase));
   }
 
-  // Outputs `at` and the next, the block's rows `row` and the next. All lanes call it: of a gated
-  // product two lanes have a word together.
-  __device__ __forceinline__ void Store(const Outputs& outputs, int at, int row, float2 sum,
-                                        bool valid, Moments& moments) {
-    if (valid && outputs.bias) {
-      sum.x += float(outputs.bias[at]);
-      sum.y += float(outputs.bias[at + 1]);
-    }
-    int index = (token_ * outputs.size + at) / 2;
-    if (outputs.head) {
-      float* logits = block_.args().logits + int64_t{token_} * outputs.size + at;
-      if (valid && at < outputs.size) logits[0] = sum.x;
-      if (valid && at + 1 < outputs.size) logits[1] = sum.y;
-      return;
-    }
-    if (outputs.phase == Phase::kUp) {
-      const Activation activation = block_.args().activation;
-      sum.x = ActivateFast(activation, sum.x);
-      if (block_.sizes().gated) {
-        sum.x *= sum.y;
-        sum.y = __shfl_down_sync(kFullMask, sum.x, 1);
+  // The lane's word of outputs `at` and the next in a phase's results.
+  __device__ __forceinline__ uint32_t* Word(int layer, int64_t offset, int64_t size, int at) const {
+    return block_.Exchange(layer, offset) + (token_ * int(size) + at) / 2;
+  }
+
+  __device__ __forceinline__ static float2 Bias(const T* bias, int64_t first, bool valid) {
+    if (!bias || !valid) return {};
+    return {float(bias[first]), float(bias[first + 1])};
+  }
+
+  // Queries and keys are rotated here, where a lane has one pair of them, unless a norm of the
+  // whole head comes first.
+  __device__ __forceinline__ void FinishQkv(int layer) {
+    const DecodeStepArgs<T>& args = block_.args();
+    const DecodeStepSizes& sizes = args.sizes;
+    const int size = int(sizes.qkv_size()), dim = int(sizes.head_dim);
+    const int group = int(sizes.heads / sizes.kv_heads) + 2;
+    const ProductShare share = block_.Share(size, kChunkColumns);
+    struct Prepared {
+      float2 bias, rotation;  // cosine and sine
+    };
+    const auto prepare = [&](int at, bool valid) {
+      Prepared prepared = {Bias(args.qkv_bias, int64_t{layer} * size + at, valid), {1.0f, 0.0f}};
+      const int head = at / dim, column = at % dim;
+      if (!block_.NormsHeads() && head % group != group - 1 && column < sizes.rotary_dim) {
+        prepared.rotation = *reinterpret_cast<const float2*>(block_.Rotary(token_) + column);
+      }
+      return prepared;
+    };
+    Take(share, prepare, [&](const Prepared& prepared, int at, float2 sum, bool valid) {
+      const float2 x = {sum.x * scale_ + prepared.bias.x, sum.y * scale_ + prepared.bias.y};
+      const auto [cosine, sine] = prepared.rotation;
+      const uint32_t word = PackPair(x.x * cosine - x.y * sine, x.y * cosine + x.x * sine, kType);
+      if (valid) StoreRelaxed(Word(layer, 0, size, at), word);
+    });
+    Count(share, layer, Phase::kQkv);
+  }
+
+  __device__ __forceinline__ void FinishUp(int layer) {
+    const DecodeStepArgs<T>& args = block_.args();
+    const int size = int(args.sizes.up_size());
+    const int64_t inner = args.sizes.inner, offset = block_.params.exchange.up;
+    const Activation activation = args.activation;
+    const ProductShare share = block_.Share(size, kChunkColumns);
+    const auto prepare = [&](int at, bool valid) {
+      return Bias(args.up_bias, int64_t{layer} * size + at, valid);
+    };
+    Take(share, prepare, [&](float2 bias, int at, float2 sum, bool valid) {
+      float2 x = {sum.x * scale_ + bias.x, sum.y * scale_ + bias.y};
+      x.x = ActivateFast(activation, x.x);
+      if (args.sizes.gated) {  // two lanes have a word together
+        x.x *= x.y;
+        x.y = __shfl_down_sync(kFullMask, x.x, 1);
         valid = valid && lane_ % 2 == 0;
-        index /= 2;
+        at /= 2;
       } else {
-        sum.y = ActivateFast(activation, sum.y);
+        x.y = ActivateFast(activation, x.y);
       }
-    } else if (outputs.phase != Phase::kQkv) {
-      // The residual stream: the same rows belong to this block in all layers, in float32; the
-      // others see them rounded.
-      if (valid) {
-        float2& stream = *Residual(row);
-        sum = stream = {stream.x + sum.x, stream.y + sum.y};
-      }
-    }
-    if (valid) StoreRelaxed(outputs.words + index, PackPair(sum.x, sum.y, kType));
-    if (outputs.phase == Phase::kAttentionOut || outputs.phase == Phase::kDown) {
-      Add(moments, sum, valid);
-    }
+      if (valid) StoreRelaxed(Word(layer, offset, inner, at), PackPair(x.x, x.y, kType));
+    });
+    Count(share, layer, Phase::kUp);
+  }
+
+  // The residual stream: the same rows belong to this block in all layers, in float32; the others
+  // see them rounded.
+  __device__ __forceinline__ void FinishResidual(int layer, Phase phase) {
+    const DecodeStepArgs<T>& args = block_.args();
+    const DecodeStepExchange& exchange = block_.params.exchange;
+    const bool down = phase == Phase::kDown;
+    const T* biases = down ? args.down_bias : args.o_bias;
+    const int64_t offset = down ? exchange.down : exchange.attention_out;
+    const int hidden = int(args.sizes.hidden);
+    const ProductShare share = block_.Share(hidden, kChunkColumns);
+    const auto prepare = [&](int at, bool valid) {
+      const float2 stream = *Residual(share, at);
+      const float2 bias = Bias(biases, int64_t{layer} * hidden + at, valid);
+      return float2{stream.x + bias.x, stream.y + bias.y};
+    };
+    Take(share, prepare, [&](float2 stream, int at, float2 sum, bool valid) {
+      stream = {stream.x + sum.x, stream.y + sum.y};
+      if (!valid) return;
+      StoreRelaxed(Word(layer, offset, hidden, at), PackPair(stream.x, stream.y, kType));
+      *Residual(share, at) = stream;
+    });
+    Count(share, layer, phase);
+    PublishStatistics(2 * layer + 1 + down, share);
+  }
+
+  __device__ __forceinline__ void FinishHead() {
+    const DecodeStepArgs<T>& args = block_.args();
+    const int vocab = int(args.sizes.vocab);
+    const ProductShare share = block_.Share(vocab, kChunkColumns);
+    float* logits = args.logits + int64_t{token_} * vocab;
+    Take(
+        share, [](int, bool) { return 0; },
+        [&](int, int at, float2 sum, bool valid) {
+          if (valid && at < vocab) logits[at] = sum.x * scale_;
+          if (valid && at + 1 < vocab) logits[at + 1] = sum.y * scale_;
+        });
   }
 
   __device__ void LoadResidual() {
     const int hidden = int(block_.sizes().hidden);
-    const ProductShare share = block_.Share(hidden, hidden);
-    Moments moments;
-    for (int first = share.begin; first < share.end; first += group_) {
-      const int unit = first + unit_;
-      const bool valid = unit_ < group_ && unit < share.end;
-      float2 values = {};
-      if (valid) {
-        const T* x = block_.args().x + token_ * hidden + unit * kTileRows + column_;
-        values = {float(x[0]), float(x[1])};
-        *Residual((unit - share.begin) * kTileRows + column_) = values;
+    const ProductShare share = block_.Share(hidden, kChunkColumns);
+    if (unit_ == 0) {
+      for (int unit = share.begin; unit < share.end; ++unit) {
+        const int at = unit * kTileRows + column_;
+        const T* x = block_.args().x + token_ * hidden + at;
+        *Residual(share, at) = {float(x[0]), float(x[1])};
       }
-      Add(moments, values, valid);
     }
     __syncwarp();
-    Publish(moments, 0, 0);
+    PublishStatistics(0, share);
   }
 
-  // Adds the columns of each token, and leaves the sums for all blocks.
-  __device__ void Publish(const Moments& moments, int layer, int half) const {
-    float totals[2] = {moments.sum, moments.squares};
+  // Leaves this block's sums over the stream for the finishers of all blocks.
+  __device__ __forceinline__ void PublishStatistics(int norm, const ProductShare& share) {
+    float squares = 0.0f, sum = 0.0f;
+    for (int unit = share.begin; unit < share.end; ++unit) {
+      const float2 stream = *Residual(share, unit * kTileRows + column_);
+      squares += stream.x * stream.x + stream.y * stream.y;
+      sum += stream.x + stream.y;
+    }
+    const bool writes = unit_ == 0 && column_ == 0;
+    const auto publish = [&](int which, float total) {
 #pragma unroll
-    for (int which = 0; which < 2; ++which) {
-      totals[which] += __shfl_xor_sync(kFullMask, totals[which], 1);
-      totals[which] += __shfl_xor_sync(kFullMask, totals[which], 2);
-      if (unit_ == 0 && column_ == 0) {
-        StoreRelaxed(block_.Statistics(layer, half, token_) +
-                         which * DecodeStepExchange::kMaxBlocks + blockIdx.x,
-                     __float_as_uint(totals[which]));
+      for (int lanes = 1; lanes < kPairs; lanes *= 2) {
+        total += __shfl_xor_sync(kFullMask, total, lanes);
+      }
+      constexpr int kMaxBlocks = int(DecodeStepExchange::kMaxBlocks);
+      uint32_t* words = block_.Statistics(norm, which) + token_ * kMaxBlocks + blockIdx.x;
+      if (writes) StoreRelaxed(words, __float_as_uint(total));
+    };
+    publish(0, squares);
+    if (IsLayerNorm()) publish(1, sum);
+  }
+
+  // Adds the blocks' sums over the stream for the norm before a layer's attention, or `up` its
+  // feed-forward. Either the outputs of this warp's tokens are scaled by what follows, or the
+  // consumers find it in shared memory.
+  __device__ __forceinline__ void FindMoments(int layer, bool up) {
+    const int norm = 2 * layer + up;
+    if (up) {
+      block_.AwaitHint(layer, Phase::kAttentionOut);
+    } else if (layer > 0) {
+      block_.AwaitHint(layer - 1, Phase::kDown);
+    }
+    float totals[2] = {};
+    for (int which = 0; which <= IsLayerNorm(); ++which) totals[which] = Total(norm, which);
+    const float per_column = 1.0f / float(block_.sizes().hidden);
+    const float square = totals[0] * per_column, mean = totals[1] * per_column;
+    const float variance = fmaxf(square - mean * mean, 0.0f);
+    const float inverse = rsqrtf(variance + block_.args().final_norm.eps);
+    if (block_.ScalesOutputs()) {
+      scale_ = __shfl_sync(kFullMask, inverse, token_ - first_token_);
+      return;
+    }
+    if (lane_ < tokens_) block_.words.moments[first_token_ + lane_] = {mean, inverse};
+    __threadfence_block();
+    __syncwarp();
+    if (lane_ == 0) block_.words.moments_found[warp_] = norm + 1;
+  }
+
+  // The blocks' sums of the warp's tokens, each in the order of the blocks; lane t has token t's.
+  __device__ __forceinline__ float Total(int norm, int which) {
+    constexpr int kMaxBlocks = int(DecodeStepExchange::kMaxBlocks);
+    constexpr int kLoads = kMaxBlocks / kWarpSize, kAtOnce = 4;
+    const uint32_t* words = block_.Statistics(norm, which) + first_token_ * kMaxBlocks + lane_;
+    float mine = 0.0f;
+    for (int first = 0; first < tokens_; first += kAtOnce) {
+      uint32_t sums[kAtOnce][kLoads];
+      const auto load = [&] {
+        bool there = true;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+          for (int n = 0; n < kLoads; ++n) {
+            const bool exists = first + i < tokens_ && lane_ + n * kWarpSize < int(gridDim.x);
+            sums[i][n] = exists ? LoadRelaxed(words + (first + i) * kMaxBlocks + n * kWarpSize) : 0;
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+          for (int n = 0; n < kLoads; ++n) there = there && IsThere(sums[i][n]);
+        }
+        return there;
+      };
+      block_.watch.Until(load, StepBlock<T>::kMomentsWait);
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        float total = 0.0f;
+#pragma unroll
+        for (int n = 0; n < kLoads; ++n) total += __uint_as_float(sums[i][n]);
+        total = WarpReduce<Sum>(total);
+        if (lane_ == first + i) mine = total;
       }
     }
+    return mine;
   }
+
+  __device__ bool IsLayerNorm() const { return block_.args().final_norm.kind == NormKind::kLayer; }
 
   // The slot so many units ahead.
   __device__ RingPlace Ahead(int units) const {
@@ -212,19 +312,19 @@ class Finisher {
                          : RingPlace{stage - slots, slot_.parity ^ 1};
   }
 
-  // Of a row of this block, for this lane's token.
-  __device__ float2* Residual(int row) const {
+  // Where this block keeps outputs `at` and the next of the stream, for this lane's token.
+  __device__ float2* Residual(const ProductShare& share, int at) const {
     return reinterpret_cast<float2*>(block_.memory + block_.params.memory.residual) +
-           row / 2 * block_.batch() + token_;
+           (at - share.begin * kTileRows) / 2 * block_.batch() + token_;
   }
 
-  static constexpr std::type_identity<T> kType = {};
-
   StepBlock<T>& block_;
-  const int lane_, first_token_, tokens_, pairs_, group_;
-  // Of this lane: its unit of a group, the lane of the same outputs in the group's first unit, its
-  // token, and the first of its two outputs in a unit.
-  int unit_, first_lane_, token_, column_;
+  const int lane_, warp_, first_token_, tokens_, group_;
+  // Of this lane: its unit of a group, its token, the first of its two outputs in a unit, and
+  // whether it says that a unit's sums have been read.
+  int unit_, token_, column_;
+  bool releases_;
+  float scale_ = 1.0f;  // of the token's outputs, after a norm
   RingPlace slot_;
 };
 

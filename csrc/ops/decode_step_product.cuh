@@ -8,125 +8,100 @@
 
 namespace eet {
 
-constexpr int kChunkBytes = kTileRows * kChunkColumns * 2;
 constexpr int kTokensOfSet = 4;
-constexpr int kTileChunksOfWarp = kTileChunks / kConsumers;  // chunks warp and warp + 8
-
-// Where a warp finds the tokens of the input: chunks of 64 columns, token by token.
-template <typename T>
-struct TokenAddress {
-  uint32_t address = 0, zeros = 0;
-  int stride = 0;
-
-  TokenAddress() = default;
-
-  // Of a piece of 16 bytes; of zeros for tokens that there are not.
-  __device__ TokenAddress(StepBlock<T>& block, int token, int piece) {
-    constexpr int kLine = kChunkColumns * 2;
-    const bool exists = token < block.batch();
-    zeros = SharedAddress(block.words.zeros);
-    address = SharedAddress(block.memory + block.params.memory.input) + token * kLine +
-              ((piece ^ token % 8) << 4);
-    stride = exists ? block.batch() * kLine : 0;
-    if (!exists) address = zeros;
-  }
-
-  // Chunks beyond the last are zeros in the tile, and meet tokens that are zeros.
-  __device__ uint32_t Of(int chunk, int chunks) const {
-    return chunk < chunks ? address + chunk * stride : zeros;
-  }
-};
 
 // A tile on tensor cores, for four tokens of each set. Weights are the first operand: eight rows
 // over 16 columns, and the same rows over the next 16 as its lower half. Of the second operand,
 // column 2 * b is token b over the first 16 columns and column 2 * b + 1 over the next 16. So
 // outputs lie on the diagonal: row r of token b is [r, 2 * b] + [r + 8, 2 * b + 1], both in one
 // lane. No register is padding, and a token's sums have the same order whatever the number of sets.
+//
+// For tokens that there are not the first is read again: nobody uses those outputs.
 template <typename T, int kSets>
 class TileFragments {
  public:
-  using Tokens = uint32_t[kTileChunksOfWarp][kSets][4];
-  using Weights = uint32_t[kTileChunksOfWarp][2][4];
-  using Sums = float[kTileChunksOfWarp][kSets][4];
+  static constexpr int kChunks = kTileChunks / kConsumers;  // of the warp: chunks warp, warp + 8
 
-  __device__ TileFragments(StepBlock<T>& block, int warp, int lane) : warp_(warp), lane_(lane) {
-    const int column = lane % 8, part = lane / 8;
+  using Weights = uint32_t[kChunks][2][4];
+  using Tokens = uint32_t[kChunks][4];
+  using Sums = float[kChunks][kSets][4];
+
+  __device__ TileFragments(const StepBlock<T>& block, int warp, int lane)
+      : warp_(warp), lane_(lane), token_chunk_(block.batch() * kLine) {
+    const int row = lane % 8, part = lane / 8;
+    const int weight_piece = part / 2 + part % 2 * 2;
+    weights_ = warp * kWeightChunk + row * kLine + ((weight_piece ^ row) << 4);
+    const int token_piece = part / 2 * 4 + row % 2 * 2 + part % 2;
+    const uint32_t input = SharedAddress(block.memory + block.params.memory.input);
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
-      addresses_[set] = TokenAddress<T>(block, column / 2 + kTokensOfSet * set,
-                                        part / 2 * 4 + column % 2 * 2 + part % 2);
+      const int column_token = row / 2 + kTokensOfSet * set;
+      const int token = column_token < block.batch() ? column_token : 0;
+      tokens_[set] = input + warp * token_chunk_ + token * kLine + ((token_piece ^ token % 8) << 4);
     }
-    const int row = lane % 8, piece = part / 2 + part % 2 * 2;
-    weights_ = warp * kChunkBytes + row * (kChunkColumns * 2) + ((piece ^ row) << 4);
   }
 
-  __device__ __forceinline__ void LoadTokens(int first, int chunks, Tokens& tokens) const {
+  // Tokens of a set, for a tile that meets the input from chunk `first` on.
+  __device__ __forceinline__ void LoadTokens(int first, int set, Tokens& tokens) const {
 #pragma unroll
-    for (int i = 0; i < kTileChunksOfWarp; ++i) {
-#pragma unroll
-      for (int set = 0; set < kSets; ++set) {
-        LoadMatrices(tokens[i][set], addresses_[set].Of(first + warp_ + i * kConsumers, chunks));
-      }
+    for (int i = 0; i < kChunks; ++i) {
+      LoadMatrices(tokens[i], tokens_[set] + (first + i * kConsumers) * token_chunk_);
     }
   }
 
   __device__ __forceinline__ void LoadWeights(uint32_t tile, Weights& weights) const {
 #pragma unroll
-    for (int i = 0; i < kTileChunksOfWarp; ++i) {
+    for (int i = 0; i < kChunks; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         LoadMatrices(weights[i][half],
-                     (tile + weights_ + i * (kConsumers * kChunkBytes)) ^ (half << 6));
+                     (tile + weights_ + i * (kConsumers * kWeightChunk)) ^ (half * (kLine / 2)));
       }
     }
   }
 
   __device__ __forceinline__ static void Multiply(const Tokens& tokens, const Weights& weights,
-                                                  Sums& sums) {
+                                                  int set, Sums& sums) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < kTileChunksOfWarp; ++i) {
-#pragma unroll
-        for (int set = 0; set < kSets; ++set) {
-          const uint32_t (&t)[4] = tokens[i][set];
-          MmaM16N8K16(sums[i][set], weights[i][half], {t[2 * half], t[2 * half + 1]},
-                      std::type_identity<T>{});
-        }
+      for (int i = 0; i < kChunks; ++i) {
+        MmaM16N8K16(sums[i][set], weights[i][half], {tokens[i][2 * half], tokens[i][2 * half + 1]},
+                    std::type_identity<T>{});
       }
     }
   }
 
-  // Writes a unit's sums to [tokens, 8].
-  __device__ __forceinline__ void Write(const Sums& sums, int tokens, float* out) const {
+  // Writes a unit's sums where the finisher reads them, a line of each token.
+  __device__ __forceinline__ void Write(const Sums& sums, int tokens, float* lines) const {
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
       const int token = lane_ % 4 + kTokensOfSet * set;
       const float (&first)[4] = sums[0][set];
       const float (&second)[4] = sums[1][set];
       if (token < tokens) {
-        out[token * kTileRows + lane_ / 4] = (first[0] + first[3]) + (second[0] + second[3]);
+        lines[token * kSumsLine + warp_ * kTileRows + lane_ / 4] =
+            (first[0] + first[3]) + (second[0] + second[3]);
       }
     }
   }
 
  private:
-  const int warp_, lane_;
-  TokenAddress<T> addresses_[kSets];
-  uint32_t weights_;
+  static constexpr int kLine = kChunkColumns * 2, kWeightChunk = kTileRows * kLine;  // bytes
+
+  const int warp_, lane_, token_chunk_;
+  uint32_t weights_, tokens_[kSets];
 };
 
+// kSets: of four tokens each, for the whole batch.
 template <typename T, int kSets>
 class Multiplier {
  public:
-  static constexpr int kTokens = kTokensOfSet * kSets;  // at most
-  using Slab = InputSlab<T, kTokens>;
-
   __device__ explicit Multiplier(StepBlock<T>& block)
-      : block_(block), warp_(WarpId()), lane_(LaneId()), fragments_(block, warp_, lane_) {}
+      : block_(block), lane_(LaneId()), fragments_(block, WarpId(), lane_) {}
 
   // Multiplies a block's share of a kernel by the input, tile by tile, from `place` on.
-  __device__ void Run(const ProductShare& share, Slab& slab, RingPlace& place) {
+  __device__ void Run(const ProductShare& share, InputSlab<T>& slab, RingPlace& place) {
     if (share.group == 1) {
       RunUnits<1>(share, slab, place);
     } else {
@@ -139,7 +114,7 @@ class Multiplier {
   using Sums = typename Fragments::Sums;
 
   template <int kGroup>
-  __device__ __forceinline__ void RunUnits(const ProductShare& share, Slab& slab,
+  __device__ __forceinline__ void RunUnits(const ProductShare& share, InputSlab<T>& slab,
                                            RingPlace& place) {
     for (int unit = share.begin; unit < share.end; unit += kGroup) {
       Sums sums[kGroup] = {};
@@ -158,15 +133,19 @@ class Multiplier {
     }
   }
 
-  // First all loads, those of the tokens before the tile is waited for, then all products.
+  // Without a branch: chunks beyond the last are zeros in the tile.
   __device__ __forceinline__ void MultiplyUnit(int chunks, RingPlace& place, Sums& sums) {
     for (int first = 0; first < chunks; first += kTileChunks) {
-      typename Fragments::Tokens tokens;
       typename Fragments::Weights weights;
-      fragments_.LoadTokens(first, chunks, tokens);
+      typename Fragments::Tokens tokens;
+      fragments_.LoadTokens(first, 0, tokens);  // before the tile is waited for
       fragments_.LoadWeights(SharedAddress(block_.AwaitTile(place)), weights);
       block_.ReleaseTile(place, lane_);
-      Fragments::Multiply(tokens, weights, sums);
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) {
+        if (set > 0) fragments_.LoadTokens(first, set, tokens);
+        Fragments::Multiply(tokens, weights, set, sums);
+      }
     }
   }
 
@@ -176,16 +155,16 @@ class Multiplier {
     block_.watch.Until(
         [&] { return block_.words.sums_empty[slot_.stage].TryWait(slot_.parity ^ 1); },
         StepBlock<T>::kSumsWait);
-    float* out = reinterpret_cast<float*>(block_.memory + block_.params.memory.sums) +
-                 (slot_.stage * kConsumers + warp_) * batch * kTileRows;
-    fragments_.Write(sums, batch, out);
+    float* lines = reinterpret_cast<float*>(block_.memory + block_.params.memory.sums) +
+                   slot_.stage * batch * kSumsLine;
+    fragments_.Write(sums, batch, lines);
     __syncwarp();
     if (lane_ == 0) block_.words.sums_full[slot_.stage].Arrive();
     slot_.Advance(block_.params.memory.sum_slots);
   }
 
   StepBlock<T>& block_;
-  const int warp_, lane_;
+  const int lane_;
   const Fragments fragments_;
   RingPlace slot_;
 };

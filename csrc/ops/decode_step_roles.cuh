@@ -26,8 +26,7 @@ __device__ ProductStep<T> ProductOf(const StepBlock<T>& block, int layer, Phase 
                         .layer = source_layer,
                         .phase = source,
                         .normed = false,
-                        .norm_layer = layer,
-                        .norm_half = phase == Phase::kUp};
+                        .norm = 2 * layer + (phase == Phase::kUp)};
   };
   StepInput<T> input;
   switch (phase) {
@@ -56,7 +55,7 @@ __device__ void Consume(StepBlock<T>& block) {
   const int layers = int(block.sizes().layers);
   RingPlace place;
   Multiplier<T, kSets> multiplier(block);
-  typename Multiplier<T, kSets>::Slab slab(block);
+  InputSlab<T> slab(block);
   Attender<T, kDim> attender(block);
   // One call of each, so that the code stays small.
   for (int layer = 0, i = 0;; i = (i + 1) % 4, layer += i == 0) {

@@ -47,9 +47,14 @@ __global__ void __launch_bounds__(kStepWarps* kWarpSize, 1)
   StepBlock<T> block(params, shared);
   StepWords& words = block.words;
   const int warp = threadIdx.x / kWarpSize;
-  if (threadIdx.x < 8) words.zeros[threadIdx.x] = {};
+  // Tiles are multiplied whole: what lies behind a short input must be no NaN.
+  uint4* input = reinterpret_cast<uint4*>(shared + params.memory.input);
+  for (int i = threadIdx.x; i < params.memory.slab_chunks * block.batch() * 8; i += blockDim.x) {
+    input[i] = {};
+  }
   if (threadIdx.x == 0) {
     words.hints = 0;
+    for (int i = 0; i < kFinishers; ++i) words.moments_found[i] = 0;
     words.expired = 0;
     for (int i = 0; i < params.memory.stages; ++i) {
       words.full[i].Init(1);
@@ -152,7 +157,7 @@ StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int sha
   memory.norms = take(2 * norm_rows * sizes.hidden * 2);
   memory.unit_group = std::max(1, std::min(4, kFinisherTokens / batch));
   memory.sum_slots = std::max(4, 2 * memory.unit_group);
-  memory.sums = take(int64_t{memory.sum_slots} * kConsumers * batch * kTileRows * 4);
+  memory.sums = take(int64_t{memory.sum_slots} * batch * kSumsLine * 4);
   memory.residual = take(CeilDiv(CeilDiv(sizes.hidden, kTileRows), grid) * kTileRows * batch * 4);
   memory.rotary = take(sizes.batch * sizes.rotary_dim * 4);
   memory.windows = take(sizes.layers * 4);
