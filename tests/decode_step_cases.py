@@ -239,7 +239,7 @@ def exchange_sections(case: Case) -> tuple[dict[str, slice], int, int]:
     sections = {
         name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)
     }
-    statistics = (2 * c.layers + 1) * c.batch * 2 * 160
+    statistics = (2 * c.layers + 1) * c.batch * 2 * 144
     counters = c.layers * 6 * 32
     return sections, ends[-1], ends[-1] * c.layers + statistics + counters
 

@@ -68,7 +68,7 @@ EET_HOST_DEVICE constexpr int64_t StepTileKeys(int64_t head_dim) { return 4096 /
 // activations [batch, size]. In 32-bit words; every section is a multiple of 16 bytes.
 struct DecodeStepExchange {
   static constexpr int64_t kCounterStride = 32;  // a line of the second cache each
-  static constexpr int64_t kMaxBlocks = 160;
+  static constexpr int64_t kMaxBlocks = 144;     // a multiple of 16
 
   explicit EET_HOST_DEVICE DecodeStepExchange(const DecodeStepSizes& sizes) {
     splits = std::min<int64_t>(

@@ -255,52 +255,53 @@ class Finisher {
     const float variance = fmaxf(square - mean * mean, 0.0f);
     const float inverse = rsqrtf(variance + block_.args().final_norm.eps);
     if (block_.ScalesOutputs()) {
-      scale_ = __shfl_sync(kFullMask, inverse, token_ - first_token_);
+      scale_ = __shfl_sync(kFullMask, inverse, (token_ - first_token_) * kTokenLanes);
       return;
     }
-    if (lane_ < tokens_) block_.words.moments[first_token_ + lane_] = {mean, inverse};
+    const int token = lane_ / kTokenLanes;
+    if (lane_ % kTokenLanes == 0 && token < tokens_) {
+      block_.words.moments[first_token_ + token] = {mean, inverse};
+    }
     __threadfence_block();
     __syncwarp();
     if (lane_ == 0) block_.words.moments_found[warp_] = norm + 1;
   }
 
-  // The blocks' sums of the warp's tokens, each in the order of the blocks; lane t has token t's.
+  static constexpr int kTokenLanes = kWarpSize / kFinisherTokens;
+
+  // The blocks' sums of the warp's tokens, always in the same order: token t's in lanes
+  // t * kTokenLanes and after. The number of blocks is a multiple of four.
   __device__ __forceinline__ float Total(int norm, int which) {
     constexpr int kMaxBlocks = int(DecodeStepExchange::kMaxBlocks);
-    constexpr int kLoads = kMaxBlocks / kWarpSize, kAtOnce = 4;
-    const uint32_t* words = block_.Statistics(norm, which) + first_token_ * kMaxBlocks + lane_;
-    float mine = 0.0f;
-    for (int first = 0; first < tokens_; first += kAtOnce) {
-      uint32_t sums[kAtOnce][kLoads];
-      const auto load = [&] {
-        bool there = true;
+    constexpr int kStep = 4 * kTokenLanes, kLoads = kMaxBlocks / kStep;
+    const int token = lane_ / kTokenLanes, first = lane_ % kTokenLanes * 4;
+    const uint32_t* words =
+        block_.Statistics(norm, which) + (first_token_ + token) * kMaxBlocks + first;
+    uint4 sums[kLoads];
+    const auto load = [&] {
+      bool there = true;
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-          for (int n = 0; n < kLoads; ++n) {
-            const bool exists = first + i < tokens_ && lane_ + n * kWarpSize < int(gridDim.x);
-            sums[i][n] = exists ? LoadRelaxed(words + (first + i) * kMaxBlocks + n * kWarpSize) : 0;
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-          for (int n = 0; n < kLoads; ++n) there = there && IsThere(sums[i][n]);
-        }
-        return there;
-      };
-      block_.watch.Until(load, StepBlock<T>::kMomentsWait);
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        float total = 0.0f;
-#pragma unroll
-        for (int n = 0; n < kLoads; ++n) total += __uint_as_float(sums[i][n]);
-        total = WarpReduce<Sum>(total);
-        if (lane_ == first + i) mine = total;
+      for (int n = 0; n < kLoads; ++n) {
+        const bool exists = token < tokens_ && first + n * kStep < int(gridDim.x);
+        sums[n] = exists ? LoadRelaxed4(words + n * kStep) : uint4{};
       }
+#pragma unroll
+      for (int n = 0; n < kLoads; ++n) there = there && IsThere(sums[n]);
+      return there;
+    };
+    block_.watch.Until(load, StepBlock<T>::kMomentsWait);
+    __syncwarp();
+    float total = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kLoads; ++n) {
+      total += (__uint_as_float(sums[n].x) + __uint_as_float(sums[n].y)) +
+               (__uint_as_float(sums[n].z) + __uint_as_float(sums[n].w));
     }
-    return mine;
+#pragma unroll
+    for (int lanes = 1; lanes < kTokenLanes; lanes *= 2) {
+      total += __shfl_xor_sync(kFullMask, total, lanes);
+    }
+    return total;
   }
 
   __device__ bool IsLayerNorm() const { return block_.args().final_norm.kind == NormKind::kLayer; }

@@ -40,82 +40,91 @@ class InputSlab {
   __device__ explicit InputSlab(StepBlock<T>& block)
       : block_(block), warp_(WarpId()), lane_(LaneId()), batch_(block.batch()) {}
 
-  // Begins a product's input: everything of the first slab is there afterwards.
+  // Begins a product's input: waits until it is worth looking for.
   __device__ __forceinline__ void Begin(const StepInput<T>& input, const ProductShare& share) {
     input_ = input;
     stride_ = share.chunks * (kChunkColumns / 2);
     if (input.exchanged) block_.AwaitHint(input.layer, input.phase);
     if (input.normed && !block_.ScalesOutputs()) AwaitMoments();
-    if (share.chunks <= share.slab) BringSlab(0, share.chunks);
   }
 
-  // Brings chunks [first, first + count).
+  // Brings chunks [first, first + count). A load takes eight pieces of four of the warp's chunks, a
+  // quad. One token's quads are under way together, or those of several tokens: the code that runs
+  // is as long as what there is to load, for the warp issues an instruction in about six cycles.
   __device__ __forceinline__ void BringSlab(int first, int count) {
-    // A load takes eight pieces of four of the warp's chunks.
     const int quads = ((count - warp_ + kConsumers - 1) / kConsumers + 3) / 4;
+    const Slab slab = {first, count, quads};
     __syncwarp();  // all lanes have read what was here
-    if (quads * batch_ <= kFewLoads) {
-      Bring<kFewLoads>(first, count, quads);
+    if (quads > 4) {
+      Bring<8, 1>(slab);
+    } else if (batch_ == 1) {
+      if (quads > 2) {
+        Bring<4, 1>(slab);
+      } else if (quads == 2) {
+        Bring<2, 1>(slab);
+      } else {
+        Bring<1, 1>(slab);
+      }
+    } else if (quads > 2) {
+      Bring<4, 2>(slab);
     } else {
-      Bring<kManyLoads>(first, count, quads);
+      Bring<2, 4>(slab);
     }
     __syncwarp();
   }
 
  private:
-  static constexpr int kFewLoads = 2, kManyLoads = 8;  // under way
+  static constexpr int kQuad = 4 * kConsumers;  // chunks from a load to the next
 
-  // Where a load comes from and goes to, token by token and quad by quad.
-  struct Cursor {
-    int token, quad, chunk;  // chunk: of this lane
-    const uint32_t* words;
+  struct Slab {
+    int first, count, quads;
   };
 
-  __device__ __forceinline__ void Advance(Cursor& cursor, int quads) const {
-    constexpr int kQuad = 4 * kConsumers;
-    cursor.words += kQuad * (kChunkColumns / 2);
-    cursor.chunk += kQuad;
-    if (++cursor.quad == quads) {
-      cursor.words += stride_ - quads * (kQuad * (kChunkColumns / 2));
-      cursor.chunk -= quads * kQuad;
-      cursor.quad = 0;
-      ++cursor.token;
-    }
-  }
-
-  // Brings this warp's pieces of 16 bytes, one for each lane at a time.
-  template <int kLoads>
-  __device__ __forceinline__ void Bring(int first, int count, int quads) {
-    const int piece = lane_ % 8, chunk = warp_ + kConsumers * (lane_ / 8);
-    Cursor from = {0, 0, chunk, input_.words + (first + chunk) * (kChunkColumns / 2) + piece * 4};
-    for (int left = quads * batch_; left > 0; left -= kLoads) {
-      uint4 loaded[kLoads];
-      Cursor next;
-      const auto load = [&] {
-        bool there = true;
-        next = from;
+  template <int kQuads, int kTokens>
+  __device__ __forceinline__ void Bring(const Slab& slab) {
+    const int piece = lane_ % 8, mine = warp_ + kConsumers * (lane_ / 8);
+    for (int token = 0; token < batch_; token += kTokens) {
+      for (int quad = 0; quad < slab.quads; quad += kQuads) {
+        const int chunk = mine + quad * kQuad;
+        const uint32_t* words =
+            input_.words + token * stride_ + (slab.first + chunk) * (kChunkColumns / 2) + piece * 4;
+        uint4 loaded[kTokens][kQuads];
+        const auto load = [&] {
+          bool there = true;
 #pragma unroll
-        for (int i = 0; i < kLoads; ++i) {
-          loaded[i] = {};
-          if (i < left && next.chunk < count) loaded[i] = LoadRelaxed4(next.words);
-          Advance(next, quads);
+          for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+            for (int i = 0; i < kQuads; ++i) {
+              const bool exists = chunk + i * kQuad < slab.count && token + t < batch_;
+              loaded[t][i] = {};
+              if (exists) {
+                loaded[t][i] = LoadRelaxed4(words + t * stride_ + i * kQuad * (kChunkColumns / 2));
+              }
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < kTokens * kQuads; ++i) {
+            there = there && IsThere(loaded[i / kQuads][i % kQuads]);
+          }
+          return there || !input_.exchanged;
+        };
+        block_.watch.Until(load, block_.What(input_.layer, input_.phase));
+        __syncwarp();
+#pragma unroll
+        for (int t = 0; t < kTokens; ++t) {
+          if (token + t >= batch_) break;
+#pragma unroll
+          for (int i = 0; i < kQuads; ++i) {
+            if (quad + i >= slab.quads) break;
+            const int at = chunk + i * kQuad;
+            uint4& piece_words = loaded[t][i];
+            if (input_.normed) {
+              piece_words = Normed(piece_words, token + t, slab.first + at, piece);
+            }
+            if (at < slab.count) *Piece(token + t, at, piece) = piece_words;
+          }
         }
-#pragma unroll
-        for (int i = 0; i < kLoads; ++i) {
-          there = there && (IsThere(loaded[i]) || !input_.exchanged);
-        }
-        return there;
-      };
-      block_.watch.Until(load, block_.What(input_.layer, input_.phase));
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        if (i >= left) break;
-        if (input_.normed) loaded[i] = Normed(loaded[i], from.token, first + from.chunk, piece);
-        if (from.chunk < count) *Piece(from.token, from.chunk, piece) = loaded[i];
-        Advance(from, quads);
       }
-      from = next;
     }
   }
 

@@ -66,12 +66,30 @@ class Merger {
       for (int c = 0; c < 8; ++c) values[c] += weight * part[c];
     }
     const float factor = 1.0f / AcrossSplits(sum, Sum{});
+    // Each step adds the lanes' halves, and halves the columns.
+    float four[4], two[2];
+    AddHalves(values, four, 16);
+    AddHalves(four, two, 8);
 #pragma unroll
-    for (int c = 0; c < 8; ++c) values[c] = AcrossSplits(values[c], Sum{}) * factor;
-    if (lane_ < 4) {
-      StoreRelaxed4(block_.Exchange(layer, exchange.attended) + head * kHeadWords +
-                        task.column / 2 + lane_ * 4,
-                    Pack<T>(values));
+    for (int c = 0; c < 2; ++c) two[c] += __shfl_xor_sync(kFullMask, two[c], 4);
+    if ((lane_ & 4) == 0) {
+      const int word = lane_ % 4 * 4 + (lane_ & 16 ? 2 : 0) + (lane_ & 8 ? 1 : 0);
+      StoreRelaxed(
+          block_.Exchange(layer, exchange.attended) + head * kHeadWords + task.column / 2 + word,
+          PackPair(two[0] * factor, two[1] * factor, std::type_identity<T>{}));
+    }
+  }
+
+  // This lane's half of the columns, added to those of the lane that has the other half.
+  template <int kCount>
+  __device__ __forceinline__ void AddHalves(const float (&values)[2 * kCount],
+                                            float (&sums)[kCount], int lanes) const {
+    const bool upper = lane_ & lanes;
+#pragma unroll
+    for (int c = 0; c < kCount; ++c) {
+      const float kept = upper ? values[c + kCount] : values[c];
+      const float given = upper ? values[c] : values[c + kCount];
+      sums[c] = kept + __shfl_xor_sync(kFullMask, given, lanes);
     }
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ops/decode_step_attention.cuh"
+#include "ops/decode_step_begin.cuh"
 #include "ops/decode_step_finish.cuh"
 #include "ops/decode_step_product.cuh"
 
@@ -151,6 +152,7 @@ class Producer {
   __device__ void Cache(int layer) {
     using Tile = CacheTile<T, kDim>;
     const StepParams<T>& params = block_.params;
+    if (layer == 0) AwaitBegun();
     deal_.Deal(layer);
     // The same pages in all layers: looking them up would hold up the stream.
     const bool cached = layer > 0 && block_.Window(layer) == block_.Window(layer - 1);
@@ -221,33 +223,18 @@ class Lookout {
       deal_.Deal(layer);
       Await(layer, Phase::kQkv, finishers * ProductShare::Blocks(sizes.qkv_size()));
       // All blocks have read the norm of the layer before.
-      BringNorm(1, args.mlp_norm, layer);
+      BringNorm(block_, 1, args.mlp_norm, layer);
       Await(layer, Phase::kPartials, deal_.items());
       Await(layer, Phase::kAttended, deal_.merging_warps());
       Await(layer, Phase::kAttentionOut, finishers * ProductShare::Blocks(sizes.hidden));
       if (layer + 1 < sizes.layers) {
-        BringNorm(0, args.attention_norm, layer + 1);
+        BringNorm(block_, 0, args.attention_norm, layer + 1);
       } else {
-        BringNorm(0, args.final_norm, 0);
+        BringNorm(block_, 0, args.final_norm, 0);
       }
       Await(layer, Phase::kUp, finishers * ProductShare::Blocks(sizes.up_size()));
       Await(layer, Phase::kDown, finishers * ProductShare::Blocks(sizes.hidden));
     }
-  }
-
-  // Into the place of the norm before attention (half 0) or feed-forward (half 1).
-  __device__ void BringNorm(int half, const NormWeights<T>& norm, int layer) {
-    const int64_t hidden = block_.sizes().hidden;
-    const auto bring = [&](const T* from, bool bias) {
-      const uint4* source = reinterpret_cast<const uint4*>(from + layer * hidden);
-      uint4* target = reinterpret_cast<uint4*>(block_.Norm(half, bias));
-#pragma unroll 8
-      for (int i = lane_; i < hidden / 8; i += kWarpSize) target[i] = __ldg(source + i);
-    };
-    bring(norm.scale, false);
-    if (norm.bias) bring(norm.bias, true);
-    __threadfence_block();  // before the next hint
-    __syncwarp();
   }
 
  private:

@@ -40,57 +40,30 @@
 namespace eet {
 
 template <typename T, int kDim, int kSets>
-__global__ void __launch_bounds__(kStepWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(kStepThreads, 1)
     DecodeStepKernel(const __grid_constant__ StepParams<T> params) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(1024) char shared[];
   StepBlock<T> block(params, shared);
-  StepWords& words = block.words;
   const int warp = threadIdx.x / kWarpSize;
-  // Tiles are multiplied whole: what lies behind a short input must be no NaN.
-  uint4* input = reinterpret_cast<uint4*>(shared + params.memory.input);
-  for (int i = threadIdx.x; i < params.memory.slab_chunks * block.batch() * 8; i += blockDim.x) {
-    input[i] = {};
-  }
-  if (threadIdx.x == 0) {
-    words.hints = 0;
-    for (int i = 0; i < kFinishers; ++i) words.moments_found[i] = 0;
-    words.expired = 0;
-    for (int i = 0; i < params.memory.stages; ++i) {
-      words.full[i].Init(1);
-      words.empty[i].Init(kConsumers);
-    }
-    const int finishers = block.batch() <= kFinisherTokens ? 1 : kFinishers;
-    for (int i = 0; i < params.memory.sum_slots; ++i) {
-      words.sums_full[i].Init(kConsumers);
-      words.sums_empty[i].Init(finishers);
-    }
-    FenceBarriers();
-  }
-  for (int i = threadIdx.x; i < block.batch() * block.sizes().rotary_dim; i += blockDim.x) {
-    const_cast<float*>(block.Rotary(0))[i] = params.args.rotary_table[i];
-  }
-  for (int i = threadIdx.x; i < block.sizes().layers; i += blockDim.x) {
-    reinterpret_cast<int*>(shared + params.memory.windows)[i] = params.args.windows[i];
-  }
-  if (threadIdx.x < block.batch()) {
-    words.rows[threadIdx.x] = params.args.rows[threadIdx.x];
-    words.positions[threadIdx.x] = params.args.positions[threadIdx.x];
-    words.pages[threadIdx.x] = block.PageOf(threadIdx.x);
-  }
-  if (warp == kLookout) Lookout<T, kDim>(block).BringNorm(0, params.args.attention_norm, 0);
+  if (threadIdx.x == 0) InitWords(block);
   __syncthreads();
   // Registers are dealt to groups of four warps, 168 to each thread at the launch. The last group
   // gives most of its own to the other two: 72 + 2 * 216 = 3 * 168. With more they would wait for
   // ever.
   if (warp < kConsumers) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+    Begin(block);
     Consume<T, kDim, kSets>(block);
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
-    if (warp == kProducer) Producer<T, kDim>(block).Run();
-    if (warp >= kFinisher) Finisher<T>(block).Run();
-    if (warp == kLookout) Lookout<T, kDim>(block).Run();
+    if (warp == kProducer) {
+      Producer<T, kDim>(block).Run();
+    } else {
+      Begin(block);
+      if (warp == kLookout) Lookout<T, kDim>(block).Run();
+      if (warp >= kFinisher) Finisher<T>(block).Run();
+    }
   }
 #endif
 }
@@ -128,8 +101,8 @@ int Grid(const DecodeStepSizes& sizes, int multiprocessors) {
                 share(sizes.up_size(), sizes.hidden) + share(sizes.hidden, sizes.inner)) +
            share(sizes.vocab, sizes.hidden);
   };
-  int best = multiprocessors;
-  for (int blocks = multiprocessors; blocks >= multiprocessors * 2 / 3; --blocks) {
+  int best = multiprocessors / 4 * 4;  // they look at each other's sums in fours
+  for (int blocks = best; blocks >= multiprocessors * 2 / 3; blocks -= 4) {
     // Fewer blocks disturb each other less: they win from 1% on more bytes.
     if (cost(blocks) * 100 <= cost(best) * 101) best = blocks;
   }
@@ -215,7 +188,7 @@ void Launch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
   cudaMemsetAsync(args.exchange, 0xff, params.exchange.bytes(), stream);
   cudaMemsetAsync(args.status, 0, sizeof(int32_t), stream);
   void* arguments[] = {&params};
-  cudaLaunchCooperativeKernel(kernel, dim3(grid), dim3(kStepWarps * kWarpSize), arguments,
+  cudaLaunchCooperativeKernel(kernel, dim3(grid), dim3(kStepThreads), arguments,
                               params.memory.bytes, stream);
 }
 

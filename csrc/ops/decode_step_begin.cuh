@@ -1,0 +1,81 @@
+// What a block of the decode step brings to shared memory before, and beside, the phases.
+#pragma once
+
+#include "ops/decode_step_block.cuh"
+
+namespace eet {
+
+constexpr int kStepThreads = kStepWarps * kWarpSize;
+constexpr int kBeginBarrier = 1, kBegunBarrier = 2;  // of the hardware's named barriers
+
+// Barriers and words; by one thread, before anything else.
+template <typename T>
+__device__ void InitWords(StepBlock<T>& block) {
+  StepWords& words = block.words;
+  words.hints = 0;
+  words.expired = 0;
+  for (int i = 0; i < kFinishers; ++i) words.moments_found[i] = 0;
+  for (int i = 0; i < block.params.memory.stages; ++i) {
+    words.full[i].Init(1);
+    words.empty[i].Init(kConsumers);
+  }
+  const int finishers = block.batch() <= kFinisherTokens ? 1 : kFinishers;
+  for (int i = 0; i < block.params.memory.sum_slots; ++i) {
+    words.sums_full[i].Init(kConsumers);
+    words.sums_empty[i].Init(finishers);
+  }
+  FenceBarriers();
+}
+
+// Brings scale and bias of a norm into the place of the norm before attention (half 0) or
+// feed-forward (half 1); by one warp.
+template <typename T>
+__device__ void BringNorm(const StepBlock<T>& block, int half, const NormWeights<T>& norm,
+                          int layer) {
+  const int hidden = int(block.sizes().hidden), lane = LaneId();
+  const auto bring = [&](const T* from, bool bias) {
+    const uint4* source = reinterpret_cast<const uint4*>(from + int64_t{layer} * hidden);
+    uint4* target = reinterpret_cast<uint4*>(block.Norm(half, bias));
+#pragma unroll 8
+    for (int i = lane; i < hidden / 8; i += kWarpSize) target[i] = __ldg(source + i);
+  };
+  bring(norm.scale, false);
+  if (norm.bias) bring(norm.bias, true);
+  __threadfence_block();  // before the next hint
+  __syncwarp();
+}
+
+// What all phases look up, and the first norm. By all warps but the producer, whose tiles are
+// under way meanwhile.
+template <typename T>
+__device__ __forceinline__ void Begin(StepBlock<T>& block) {
+  constexpr int kThreads = kStepThreads - kWarpSize;
+  const int warp = WarpId(), batch = block.batch();
+  const int thread = int(threadIdx.x) - (warp > kProducer ? kWarpSize : 0);
+  const DecodeStepArgs<T>& args = block.args();
+  if (warp == kLookout) BringNorm(block, 0, args.attention_norm, 0);
+  if (thread < batch) {
+    block.words.rows[thread] = args.rows[thread];
+    block.words.positions[thread] = args.positions[thread];
+    block.words.pages[thread] = block.PageOf(thread);
+  }
+  for (int i = thread; i < batch * args.sizes.rotary_dim; i += kThreads) {
+    const_cast<float*>(block.Rotary(0))[i] = args.rotary_table[i];
+  }
+  for (int i = thread; i < args.sizes.layers; i += kThreads) {
+    reinterpret_cast<int*>(block.memory + block.params.memory.windows)[i] = args.windows[i];
+  }
+  // Tiles are multiplied whole: what lies behind a short input must be no NaN.
+  uint4* input = reinterpret_cast<uint4*>(block.memory + block.params.memory.input);
+  const int pieces = block.params.memory.slab_chunks * batch * (kChunkColumns * 2 / 16);
+  for (int i = thread; i < pieces; i += kThreads) input[i] = {};
+  asm volatile("bar.arrive %0, %1;" ::"n"(kBegunBarrier), "n"(kStepThreads) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"n"(kBeginBarrier), "n"(kThreads) : "memory");
+}
+
+// For the producer: waits until what Begin brings is there.
+__device__ __forceinline__ void AwaitBegun() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kBegunBarrier), "n"(kStepThreads) : "memory");
+}
+
+}  // namespace eet
