@@ -1,16 +1,32 @@
-// Attention of the decode step. A team of warps takes one item, streams its keys and values as
-// tiles of the ring, and publishes either the attended heads or, where the row has several splits,
-// its part of them, which a second round merges.
+// Attention of the decode step. A warp takes one item, streams its keys and values as tiles of the
+// ring, and publishes either the attended heads or, where the row has several splits, its part of
+// them, which a second round merges.
 //
 // The token itself is in no tile yet: its key and value are put into the tile where they belong,
 // and into the cache for the steps to come.
 #pragma once
 
 #include "ops/decode_step_merge.cuh"
-#include "ops/decode_step_strip.cuh"
 #include "ops/rotary_append.h"
 
 namespace eet {
+
+// Keys, or values, of a tile, as MakeRowTiles lays them out.
+template <typename T, int kDim>
+struct CacheTile {
+  static constexpr int kKeys = int(StepTileKeys(kDim));
+  static_assert(2 * kKeys * kDim * 2 == kTileBytes);
+  static constexpr int kStrip = 16;  // keys of one product
+  static constexpr int kStrips = kKeys / kStrip;
+  static constexpr int kHalf = kTileBytes / 2;
+
+  char* data;
+
+  __device__ T* Piece(int key, int piece) const {
+    return reinterpret_cast<T*>(data + piece / 8 * (kKeys * kChunkColumns * 2) +
+                                key * (kChunkColumns * 2) + ((piece % 8 ^ key % 8) << 4));
+  }
+};
 
 // What becomes of two adjacent elements of a query or a key: norm, then rotation, rounded as by
 // rotary_append.
@@ -58,7 +74,6 @@ class Attender {
   // All of a layer's attention that this warp has.
   __device__ void Run(int layer, RingPlace& place) {
     deal_.Deal(layer);
-    rank_ = warp_ % deal_.team();
     for (int round = 0; round < deal_.rounds(); ++round) {
       Round(layer, deal_.ItemOfLane(round), place);
     }
@@ -67,17 +82,29 @@ class Attender {
 
  private:
   static constexpr int kHeadWords = kDim / 2;
+  static constexpr int kFragments = kDim / 16;
 
-  // Of the strips rank, rank + team, ... of every tile.
-  using Strips = Strip<T, kDim>[Tile::kStrips];
+  // The second operand of the scores: head lane / 4 of the item.
+  using Queries = uint32_t[kFragments][2];
 
-  // One item for each team; their tiles alternate in the ring.
+  // The token's own key and value: words lane, lane + 32, ... of them.
+  struct NewKey {
+    static constexpr int kWords = kHeadWords / kWarpSize;
+    uint32_t key[kWords], value[kWords];
+  };
+
+  // Element [n][2 * i + j] is of column 16 * n + 8 * i + lane / 4 and head lane % 4 * 2 + j.
+  struct Output {
+    float sums[kFragments][4] = {};
+    SoftmaxState softmax[2];  // sums over this lane's keys only
+  };
+
+  // One item for each warp; their tiles alternate in the ring.
   __device__ void Round(int layer, const AttentionItem& of_lane, RingPlace& place) {
-    const int teams = deal_.teams(), mine = warp_ / deal_.team();
-    const AttentionItem item = Own(of_lane, mine);
-    Queries<kDim> queries = {};
-    NewKey<kDim> newest = {};
-    Strips strips;
+    const AttentionItem item = Own(of_lane);
+    Queries queries = {};
+    NewKey newest = {};
+    Output output;
     if (item.heads > 0) Begin(layer, item, queries, newest);
     int most = of_lane.tiles;
 #pragma unroll
@@ -86,25 +113,24 @@ class Attender {
     }
     most = __shfl_sync(kFullMask, most, 0);
     for (int tile = 0; tile < most; ++tile) {
-      for (int team = 0; team < teams; ++team) {
-        if (tile >= __shfl_sync(kFullMask, of_lane.tiles, team)) continue;
+      for (int warp = 0; warp < kConsumers; ++warp) {
+        if (tile >= __shfl_sync(kFullMask, of_lane.tiles, warp)) continue;
         // The others' tiles too: a warp more than a turn of the ring away would lose its place.
         char* data = block_.AwaitTile(place);
-        __syncwarp();
-        if (team == mine) {
-          Attend(item, data, item.first_key + tile * Tile::kKeys, queries, newest, strips);
-          if (tile == item.tiles - 1) Publish(layer, item, data, strips);
+        if (warp == warp_) {
+          __syncwarp();
+          Attend(item, data, item.first_key + tile * Tile::kKeys, queries, newest, output);
         }
         block_.ReleaseTile(place, lane_);
       }
     }
-    if (item.heads > 0 && item.tiles == 0) PublishNothing(layer, item);
+    if (item.heads > 0) Publish(layer, item, output);
   }
 
-  // The item that lane `team` has found.
-  __device__ AttentionItem Own(const AttentionItem& of_lane, int team) const {
+  // The item that lane `warp` has found.
+  __device__ AttentionItem Own(const AttentionItem& of_lane) const {
     AttentionItem item;
-    const auto own = [&](int value) { return __shfl_sync(kFullMask, value, team); };
+    const auto own = [&](int value) { return __shfl_sync(kFullMask, value, warp_); };
     item.token = own(of_lane.token);
     item.kv_head = own(of_lane.kv_head);
     item.first_head = own(of_lane.first_head);
@@ -136,8 +162,7 @@ class Attender {
   }
 
   // Loads the queries, and the token's key and value where the item ends with them.
-  __device__ void Begin(int layer, const AttentionItem& item, Queries<kDim>& queries,
-                        NewKey<kDim>& newest) {
+  __device__ void Begin(int layer, const AttentionItem& item, Queries& queries, NewKey& newest) {
     block_.AwaitHint(layer, Phase::kQkv);
     const int head = lane_ / 4, column = lane_ % 4 * 2;
     const uint32_t* heads = Heads(layer, item);
@@ -151,14 +176,14 @@ class Attender {
         queries[i / 2][i % 2] = exists ? LoadRelaxed(words + i * 4) : 0;
       }
 #pragma unroll
-      for (int i = 0; i < NewKey<kDim>::kWords; ++i) {
+      for (int i = 0; i < NewKey::kWords; ++i) {
         newest.key[i] = last ? LoadRelaxed(key + i * kWarpSize) : 0;
         newest.value[i] = last ? LoadRelaxed(key + kHeadWords + i * kWarpSize) : 0;
       }
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) there = there && IsThere(queries[i / 2][i % 2]);
 #pragma unroll
-      for (int i = 0; i < NewKey<kDim>::kWords; ++i) {
+      for (int i = 0; i < NewKey::kWords; ++i) {
         there = there && IsThere(newest.key[i]) && IsThere(newest.value[i]);
       }
       return there;
@@ -166,12 +191,12 @@ class Attender {
     block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kQkv));
     __syncwarp();
     if (block_.NormsHeads()) NormHeads(layer, item, last, queries, newest);
-    if (last && item.first_head == 0 && rank_ == 0) Append(layer, item, newest);
+    if (last && item.first_head == 0) Append(layer, item, newest);
   }
 
   // Norms and rotates the queries, and the token's key where it is there.
-  __device__ void NormHeads(int layer, const AttentionItem& item, bool last, Queries<kDim>& queries,
-                            NewKey<kDim>& newest) const {
+  __device__ void NormHeads(int layer, const AttentionItem& item, bool last, Queries& queries,
+                            NewKey& newest) const {
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) squares += SquaresOf<T>(queries[i / 2][i % 2]);
@@ -185,24 +210,56 @@ class Attender {
     if (!last) return;
     squares = 0.0f;
 #pragma unroll
-    for (int i = 0; i < NewKey<kDim>::kWords; ++i) squares += SquaresOf<T>(newest.key[i]);
+    for (int i = 0; i < NewKey::kWords; ++i) squares += SquaresOf<T>(newest.key[i]);
     squares = WarpReduce<Sum>(squares);
     const HeadTransform<T> of_key = Transform(item, block_.args().k_norm, layer, squares);
 #pragma unroll
-    for (int i = 0; i < NewKey<kDim>::kWords; ++i) {
+    for (int i = 0; i < NewKey::kWords; ++i) {
       newest.key[i] = of_key(newest.key[i], 2 * (lane_ + i * kWarpSize));
     }
   }
 
   // Appends the token's key and value to the cache for the steps to come.
-  __device__ void Append(int layer, const AttentionItem& item, const NewKey<kDim>& newest) const {
+  __device__ void Append(int layer, const AttentionItem& item, const NewKey& newest) const {
     const int64_t slot = Slot(layer, item);
 #pragma unroll
-    for (int i = 0; i < NewKey<kDim>::kWords; ++i) {
+    for (int i = 0; i < NewKey::kWords; ++i) {
       const int column = 2 * (lane_ + i * kWarpSize);
       *reinterpret_cast<uint32_t*>(block_.args().k + slot + column) = newest.key[i];
       *reinterpret_cast<uint32_t*>(block_.args().v + slot + column) = newest.value[i];
     }
+  }
+
+  __device__ void Attend(const AttentionItem& item, char* data, int first_key,
+                         const Queries& queries, const NewKey& newest, Output& output) {
+    const Tile keys{data}, values{data + Tile::kHalf};
+    const int row = item.position - first_key;
+    if (row >= 0 && row < Tile::kKeys) Insert(keys, values, row, newest);
+    StripScores scores[Tile::kStrips] = {};
+#pragma unroll
+    for (int i = 0; i < Tile::kStrips; ++i) Score(keys, i * Tile::kStrip, queries, scores[i]);
+    ToWeights(item.keys, first_key, scores, output);
+#pragma unroll
+    for (int i = 0; i < Tile::kStrips; ++i) AddValues(values, i * Tile::kStrip, scores[i], output);
+  }
+
+  // Puts the token's key and value into row `row` of a tile. The rows behind, which nobody has
+  // written, become zeros: zero times whatever is there might be NaN.
+  __device__ void Insert(const Tile& keys, const Tile& values, int row,
+                         const NewKey& newest) const {
+#pragma unroll
+    for (int i = 0; i < NewKey::kWords; ++i) {
+      const int column = 2 * (lane_ + i * kWarpSize);
+      reinterpret_cast<uint32_t*>(keys.Piece(row, column / 8))[column % 8 / 2] = newest.key[i];
+      reinterpret_cast<uint32_t*>(values.Piece(row, column / 8))[column % 8 / 2] = newest.value[i];
+    }
+    constexpr int kPieces = kDim / 8;
+    for (int i = (row + 1) * kPieces + lane_; i < Tile::kKeys * kPieces; i += kWarpSize) {
+      *reinterpret_cast<uint4*>(values.Piece(i / kPieces, i % kPieces)) = {};
+    }
+    // The copy engine writes here next.
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncwarp();
   }
 
   // Where the token's key of this KV head goes in the cache.
@@ -215,92 +272,114 @@ class Attender {
            kDim;
   }
 
-  // Takes in this warp's strips of a tile.
-  __device__ void Attend(const AttentionItem& item, char* data, int first_key,
-                         const Queries<kDim>& queries, const NewKey<kDim>& newest,
-                         Strips& strips) const {
-    const int own = item.position - first_key;
+  // Of a strip of keys: element 2 * i + j is of key 8 * i + lane / 4 and head lane % 4 * 2 + j.
+  using StripScores = float[4];
+
+  __device__ void Score(const Tile& keys, int key, const Queries& queries,
+                        StripScores& scores) const {
 #pragma unroll
-    for (int i = 0; i < Tile::kStrips; ++i) {
-      const int row = (rank_ + i * deal_.team()) * kStripKeys;
-      if (row >= Tile::kKeys || first_key + row >= item.keys.end) break;
-      if (own >= row && own < row + kStripKeys) {
-        Strip<T, kDim>::Insert(data, row, own, newest, lane_);
-      }
-      strips[i].Attend(data, first_key, row, item.keys, block_.args().scale, queries, lane_);
+    for (int n = 0; n < kFragments; ++n) {
+      uint32_t a[4];
+      LoadMatrices(a, keys.Piece(key + lane_ % 16, 2 * n + lane_ / 16));
+      MmaM16N8K16(scores, a, queries[n], std::type_identity<T>{});
     }
   }
 
-  // The team has taken in its item's last tile, whose memory is free now: leaves the result.
-  __device__ void Publish(int layer, const AttentionItem& item, char* data,
-                          const Strips& strips) const {
-    const int team = deal_.team();
-    SyncTeam();
+  // From products to weights, and all before in proportion.
+  __device__ void ToWeights(const KeyRange& visible, int first_key,
+                            StripScores (&scores)[Tile::kStrips], Output& output) const {
 #pragma unroll
-    for (int i = 0; i < Tile::kStrips; ++i) {
-      if (i * team < Tile::kStrips) strips[i].Write(data, rank_ + i * team, lane_);
-    }
-    SyncTeam();
-    const Outputs out = OutputsOf(layer, item);
-    for (int i = rank_ * kWarpSize + lane_; i < item.heads * kHeadWords; i += team * kWarpSize) {
-      const int head = i / kHeadWords, word = i % kHeadWords;
-      const auto [values, log_sum] = Strip<T, kDim>::Combine(data, head, 2 * word);
-      StoreRelaxed(out.words + head * out.stride * kHeadWords + word,
-                   PackPair(values.x, values.y, std::type_identity<T>{}));
-      if (out.log_sums && word == 0) {
-        StoreRelaxed(out.log_sums + head * out.stride, __float_as_uint(log_sum));
+    for (int j = 0; j < 2; ++j) {
+      SoftmaxState& softmax = output.softmax[j];
+      float largest = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kStrips; ++i) {
+        float& score = scores[i / 2][i % 2 * 2 + j];
+        const bool seen = visible.Contains(first_key + 8 * i + lane_ / 4);
+        score = seen ? eet::Score(score, block_.args().scale, 0.0f) : -INFINITY;
+        largest = fmaxf(largest, score);
+      }
+#pragma unroll
+      for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, lanes));
+      }
+      const float factor = softmax.Raise(largest);
+#pragma unroll
+      for (int i = 0; i < 2 * Tile::kStrips; ++i) {
+        float& score = scores[i / 2][i % 2 * 2 + j];
+        score = softmax.Weight(score);
+        softmax.sum += score;
+      }
+#pragma unroll
+      for (int n = 0; n < kFragments; ++n) {
+        output.sums[n][j] *= factor;
+        output.sums[n][2 + j] *= factor;
       }
     }
-    // The copy engine writes here next.
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    Count(layer);
   }
 
-  // Of a row without a token: zeros.
-  __device__ void PublishNothing(int layer, const AttentionItem& item) const {
-    const Outputs out = OutputsOf(layer, item);
-    for (int i = rank_ * kWarpSize + lane_; i < item.heads * kHeadWords;
-         i += deal_.team() * kWarpSize) {
-      StoreRelaxed(out.words + i, 0);
+  __device__ void AddValues(const Tile& values, int key, const StripScores& weights,
+                            Output& output) const {
+    constexpr std::type_identity<T> kType;
+    const uint32_t b[2] = {TransposeMatrix(PackPair(weights[0], weights[1], kType)),
+                           TransposeMatrix(PackPair(weights[2], weights[3], kType))};
+#pragma unroll
+    for (int n = 0; n < kFragments; ++n) {
+      uint32_t a[4];
+      LoadMatricesTransposed(a,
+                             values.Piece(key + lane_ / 16 * 8 + lane_ % 8, 2 * n + lane_ / 8 % 2));
+      MmaM16N8K16(output.sums[n], a, b, kType);
     }
-    Count(layer);
   }
 
-  // Where an item's heads go: to the attended ones where it is its row's only split.
-  struct Outputs {
-    uint32_t *words, *log_sums;  // of the item's first head; log_sums may be nullptr
-    int stride;                  // in heads, from one head to the next
-  };
-
-  __device__ Outputs OutputsOf(int layer, const AttentionItem& item) const {
+  // Leaves the item's result: of head lane / 4 in every lane, after the transposition.
+  __device__ void Publish(int layer, const AttentionItem& item, Output& output) {
+    float factors[2], log_sums[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      SoftmaxState& softmax = output.softmax[j];
+#pragma unroll
+      for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
+        softmax.sum += __shfl_xor_sync(kFullMask, softmax.sum, lanes);
+      }
+      factors[j] = softmax.Normalizer();
+      log_sums[j] = softmax.max + __log2f(softmax.sum);
+    }
     const DecodeStepExchange& exchange = block_.params.exchange;
     const int64_t first_head =
         item.token * block_.sizes().heads + item.kv_head * group_ + item.first_head;
-    if (item.splits == 1) {
-      return {block_.Exchange(layer, exchange.attended) + first_head * kHeadWords, nullptr, 1};
+    const bool whole = item.splits == 1;
+    const int64_t stride = whole ? 1 : exchange.splits, at = whole ? 0 : item.split;
+    uint32_t* out = block_.Exchange(layer, whole ? exchange.attended : exchange.partials) +
+                    ((first_head + lane_ / 4) * stride + at) * kHeadWords;
+    const bool exists = lane_ / 4 < item.heads;
+#pragma unroll
+    for (int i = 0; i < kDim / 8; ++i) {
+      const float* sums = &output.sums[i / 2][i % 2 * 2];
+      const uint32_t word = TransposeMatrix(
+          PackPair(sums[0] * factors[0], sums[1] * factors[1], std::type_identity<T>{}));
+      if (exists) StoreRelaxed(out + i * 4 + lane_ % 4, word);
     }
-    const int64_t at = first_head * exchange.splits + item.split;
-    return {block_.Exchange(layer, exchange.partials) + at * kHeadWords,
-            block_.Exchange(layer, exchange.log_sums) + at, int(exchange.splits)};
-  }
-
-  __device__ void Count(int layer) const {
+    if (!whole && lane_ < 4) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int head = lane_ * 2 + j;
+        if (head < item.heads) {
+          StoreRelaxed(
+              block_.Exchange(layer, exchange.log_sums) + (first_head + head) * stride + at,
+              __float_as_uint(log_sums[j]));
+        }
+      }
+    }
     __syncwarp();
     if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kPartials));
-  }
-
-  __device__ void SyncTeam() const {
-    const int team = deal_.team();
-    if (team == 1) return __syncwarp();
-    asm volatile("bar.sync %0, %1;" ::"r"(kFirstTeamBarrier + warp_ / team), "r"(team * kWarpSize)
-                 : "memory");
   }
 
   StepBlock<T>& block_;
   const int warp_, lane_;
   ItemDeal<T> deal_;
   Merger<T, kDim> merger_;
-  int group_, rank_ = 0;  // rank: in the team
+  int group_;
 };
 
 }  // namespace eet

@@ -6,6 +6,7 @@
 namespace eet {
 
 constexpr int kStepThreads = kStepWarps * kWarpSize;
+constexpr int kBeginBarrier = 1, kBegunBarrier = 2;  // of the hardware's named barriers
 
 // Barriers and words; by one thread, before anything else.
 template <typename T>

@@ -20,9 +20,6 @@ constexpr int kFinishers = 2;  // the second for tokens from 8 on
 constexpr int kFinisherTokens = 8;
 constexpr int kStepWarps = 12;
 
-// The hardware's named barriers. Each team of consumers has one.
-constexpr int kBeginBarrier = 1, kBegunBarrier = 2, kFirstTeamBarrier = 3;
-
 // A tile is what one copy brings: 8 rows and 16 chunks of 64 columns of a weight, or as many keys
 // and values of a head.
 constexpr int kTileRows = 8, kTileChunks = 16;

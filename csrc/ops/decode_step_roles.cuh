@@ -164,9 +164,9 @@ class Producer {
         const int row = CacheRow(layer, item, tile, next);
         entry += kConsumers;
         next = PageOf(item, tile + 1, entry, cached);  // while this one is under way
-        for (int team = 0; team < deal_.teams(); ++team) {
-          const bool exists = __shfl_sync(kFullMask, tile < item.tiles, team);
-          const int first = __shfl_sync(kFullMask, row, team);
+        for (int warp = 0; warp < kConsumers; ++warp) {
+          const bool exists = __shfl_sync(kFullMask, tile < item.tiles, warp);
+          const int first = __shfl_sync(kFullMask, row, warp);
           if (lane_ != 0 || !exists) continue;
           Order([&](char* shared, Barrier& barrier) {
             CopyTile(shared, params.k, 0, first, barrier, policy_);
@@ -224,7 +224,7 @@ class Lookout {
       Await(layer, Phase::kQkv, finishers * ProductShare::Blocks(sizes.qkv_size()));
       // All blocks have read the norm of the layer before.
       BringNorm(block_, 1, args.mlp_norm, layer);
-      Await(layer, Phase::kPartials, deal_.items() * deal_.team());
+      Await(layer, Phase::kPartials, deal_.items());
       Await(layer, Phase::kAttended, deal_.merging_warps());
       Await(layer, Phase::kAttentionOut, finishers * ProductShare::Blocks(sizes.hidden));
       if (layer + 1 < sizes.layers) {

@@ -1,7 +1,6 @@
 // How attention is dealt: an item is some query heads of one KV head over one split of a row's
-// keys, and the work of a team of warps, of one where there is more than enough to do. Splits
-// depend on the row's own length alone, so neighbours change no bit of a row; where they go is for
-// balance only.
+// keys, and one warp's work. Splits depend on the row's own length alone, so neighbours change no
+// bit of a row; where they go is for balance only.
 #pragma once
 
 #include "ops/decode_attention.h"
@@ -10,7 +9,6 @@
 namespace eet {
 
 constexpr int kItemHeads = 8;      // the columns of a product
-constexpr int kStripKeys = 16;     // keys of a product
 constexpr int kMergeColumns = 32;  // of a merge task
 
 struct AttentionItem {
@@ -49,15 +47,14 @@ class ItemDeal {
   // Warps that have tasks.
   __device__ int merging_warps() const { return min(tasks_, int(gridDim.x) * kConsumers); }
 
-  // Consumer warps that share an item, and how many such teams a block has.
-  __device__ int team() const { return team_; }
-  __device__ int teams() const { return kConsumers / team_; }
+  // Rounds in which each consumer warp of this block has at most one item.
+  __device__ int rounds() const {
+    const int mine = (items_ - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
+    return (max(mine, 0) + kConsumers - 1) / kConsumers;
+  }
 
-  // Rounds in which each team of this block has at most one item.
-  __device__ int rounds() const { return rounds_; }
-
-  // The item of team `lane` in a round; lanes without a team, and teams without an item, get one
-  // without heads and tiles.
+  // The item of consumer warp `lane` in a round, for lanes below kConsumers; others, and warps
+  // without one, get an item without heads and tiles.
   __device__ __forceinline__ AttentionItem ItemOfLane(int round) const {
     return round == 0 ? first_round_ : FindItem(round);
   }
@@ -104,16 +101,11 @@ class ItemDeal {
     }
     items_ = __shfl_sync(kFullMask, items_end_, LastToken());
     tasks_ = __shfl_sync(kFullMask, tasks_end_, LastToken());
-    const int blocks = int(gridDim.x), most = (items_ + blocks - 1) / blocks;
-    team_ = tile_keys_ / kStripKeys;
-    while (team_ > 1 && most * team_ > kConsumers) team_ /= 2;
-    const int mine = (items_ - int(blockIdx.x) + blocks - 1) / blocks;
-    rounds_ = (max(mine, 0) + teams() - 1) / teams();
   }
 
   __device__ AttentionItem FindItem(int round) const {
     const int lane = LaneId();
-    const int index = int(blockIdx.x) + int(gridDim.x) * (round * teams() + lane);
+    const int index = int(blockIdx.x) + int(gridDim.x) * (round * kConsumers + lane);
     const int token = Owner(items_end_, index);
     const int end_before = __shfl_sync(kFullMask, items_end_, max(token - 1, 0));
     const int count = max(__shfl_sync(kFullMask, splits_.count, token), 1);
@@ -125,7 +117,7 @@ class ItemDeal {
     splits.keys.end = __shfl_sync(kFullMask, splits_.keys.end, token);
     splits.first = __shfl_sync(kFullMask, splits_.first, token);
     splits.size = __shfl_sync(kFullMask, splits_.size, token);
-    if (lane >= teams() || index >= items_) return {};
+    if (lane >= kConsumers || index >= items_) return {};
     const int local = index - (token == 0 ? 0 : end_before), heads = local / count;
     item.split = local % count;
     item.splits = count;
@@ -157,7 +149,6 @@ class ItemDeal {
   int position_ = 0, group_, head_blocks_;
   int items_end_ = 0, tasks_end_ = 0;  // up to and with this lane's token
   int items_ = 0, tasks_ = 0;
-  int team_ = 1, rounds_ = 0;
   AttentionItem first_round_;
 };
 
