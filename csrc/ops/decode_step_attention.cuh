@@ -17,7 +17,6 @@ struct CacheTile {
   static constexpr int kKeys = int(StepTileKeys(kDim));
   static_assert(2 * kKeys * kDim * 2 == kTileBytes);
   static constexpr int kStrip = 16;  // keys of one product
-  static constexpr int kStrips = kKeys / kStrip;
   static constexpr int kHalf = kTileBytes / 2;
 
   char* data;
@@ -230,17 +229,19 @@ class Attender {
     }
   }
 
+  // Strip by strip in a loop: unrolled, the code would take longer to fetch than to run.
   __device__ void Attend(const AttentionItem& item, char* data, int first_key,
                          const Queries& queries, const NewKey& newest, Output& output) {
     const Tile keys{data}, values{data + Tile::kHalf};
     const int row = item.position - first_key;
     if (row >= 0 && row < Tile::kKeys) Insert(keys, values, row, newest);
-    StripScores scores[Tile::kStrips] = {};
-#pragma unroll
-    for (int i = 0; i < Tile::kStrips; ++i) Score(keys, i * Tile::kStrip, queries, scores[i]);
-    ToWeights(item.keys, first_key, scores, output);
-#pragma unroll
-    for (int i = 0; i < Tile::kStrips; ++i) AddValues(values, i * Tile::kStrip, scores[i], output);
+#pragma unroll 1
+    for (int key = 0; key < Tile::kKeys; key += Tile::kStrip) {
+      StripScores scores = {};
+      Score(keys, key, queries, scores);
+      ToWeights(item.keys, first_key + key, scores, output);
+      AddValues(values, key, scores, output);
+    }
   }
 
   // Puts the token's key and value into row `row` of a tile. The rows behind, which nobody has
@@ -275,26 +276,31 @@ class Attender {
   // Of a strip of keys: element 2 * i + j is of key 8 * i + lane / 4 and head lane % 4 * 2 + j.
   using StripScores = float[4];
 
+  // In two sums, so that products need not wait for each other.
   __device__ void Score(const Tile& keys, int key, const Queries& queries,
                         StripScores& scores) const {
+    StripScores more = {};
 #pragma unroll
     for (int n = 0; n < kFragments; ++n) {
       uint32_t a[4];
       LoadMatrices(a, keys.Piece(key + lane_ % 16, 2 * n + lane_ / 16));
-      MmaM16N8K16(scores, a, queries[n], std::type_identity<T>{});
+      MmaM16N8K16(n % 2 ? more : scores, a, queries[n], std::type_identity<T>{});
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scores[i] += more[i];
   }
 
   // From products to weights, and all before in proportion.
-  __device__ void ToWeights(const KeyRange& visible, int first_key,
-                            StripScores (&scores)[Tile::kStrips], Output& output) const {
+  __device__ void ToWeights(const KeyRange& visible, int first_key, StripScores& scores,
+                            Output& output) const {
+    float factors[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       SoftmaxState& softmax = output.softmax[j];
       float largest = -INFINITY;
 #pragma unroll
-      for (int i = 0; i < 2 * Tile::kStrips; ++i) {
-        float& score = scores[i / 2][i % 2 * 2 + j];
+      for (int i = 0; i < 2; ++i) {
+        float& score = scores[2 * i + j];
         const bool seen = visible.Contains(first_key + 8 * i + lane_ / 4);
         score = seen ? eet::Score(score, block_.args().scale, 0.0f) : -INFINITY;
         largest = fmaxf(largest, score);
@@ -303,18 +309,18 @@ class Attender {
       for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
         largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, lanes));
       }
-      const float factor = softmax.Raise(largest);
+      factors[j] = softmax.Raise(largest);
 #pragma unroll
-      for (int i = 0; i < 2 * Tile::kStrips; ++i) {
-        float& score = scores[i / 2][i % 2 * 2 + j];
+      for (int i = 0; i < 2; ++i) {
+        float& score = scores[2 * i + j];
         score = softmax.Weight(score);
         softmax.sum += score;
       }
+    }
 #pragma unroll
-      for (int n = 0; n < kFragments; ++n) {
-        output.sums[n][j] *= factor;
-        output.sums[n][2 + j] *= factor;
-      }
+    for (int n = 0; n < kFragments; ++n) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) output.sums[n][c] *= factors[c % 2];
     }
   }
 

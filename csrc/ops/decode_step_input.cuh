@@ -19,20 +19,6 @@ struct StepInput {
   int norm;  // which one, in the order of the step
 };
 
-// Eight elements of the stream, normed: once in the code, or it would fill the instruction cache.
-template <typename T>
-__device__ __noinline__ uint4 NormPiece(uint4 words, uint4 scales, uint4 biases, float2 moments) {
-  float values[8], scale[8], bias[8];
-  Unpack<T>(words, values);
-  Unpack<T>(scales, scale);
-  Unpack<T>(biases, bias);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    values[i] = (values[i] - moments.x) * moments.y * scale[i] + bias[i];
-  }
-  return Pack<T>(values);
-}
-
 // One consumer warp's view of the input in shared memory.
 template <typename T>
 class InputSlab {
@@ -40,12 +26,13 @@ class InputSlab {
   __device__ explicit InputSlab(StepBlock<T>& block)
       : block_(block), warp_(WarpId()), lane_(LaneId()), batch_(block.batch()) {}
 
-  // Begins a product's input: waits until it is worth looking for.
+  // Begins a product's input: all of it is there afterwards, if it fits at once.
   __device__ __forceinline__ void Begin(const StepInput<T>& input, const ProductShare& share) {
     input_ = input;
     stride_ = share.chunks * (kChunkColumns / 2);
     if (input.exchanged) block_.AwaitHint(input.layer, input.phase);
     if (input.normed && !block_.ScalesOutputs()) AwaitMoments();
+    if (share.group == 1) BringSlab(0, share.chunks);
   }
 
   // Brings chunks [first, first + count). A load takes eight pieces of four of the warp's chunks, a
@@ -67,9 +54,12 @@ class InputSlab {
       }
     } else if (quads > 2) {
       Bring<4, 2>(slab);
-    } else {
+    } else if (quads == 2) {
       Bring<2, 4>(slab);
+    } else {
+      Bring<1, 8>(slab);
     }
+    if (input_.normed) Norm(slab);
     __syncwarp();
   }
 
@@ -82,12 +72,11 @@ class InputSlab {
 
   template <int kQuads, int kTokens>
   __device__ __forceinline__ void Bring(const Slab& slab) {
-    const int piece = lane_ % 8, mine = warp_ + kConsumers * (lane_ / 8);
     for (int token = 0; token < batch_; token += kTokens) {
       for (int quad = 0; quad < slab.quads; quad += kQuads) {
-        const int chunk = mine + quad * kQuad;
-        const uint32_t* words =
-            input_.words + token * stride_ + (slab.first + chunk) * (kChunkColumns / 2) + piece * 4;
+        const int chunk = FirstChunk() + quad * kQuad;
+        const uint32_t* words = input_.words + token * stride_ +
+                                (slab.first + chunk) * (kChunkColumns / 2) + lane_ % 8 * 4;
         uint4 loaded[kTokens][kQuads];
         const auto load = [&] {
           bool there = true;
@@ -112,18 +101,22 @@ class InputSlab {
         __syncwarp();
 #pragma unroll
         for (int t = 0; t < kTokens; ++t) {
-          if (token + t >= batch_) break;
 #pragma unroll
           for (int i = 0; i < kQuads; ++i) {
-            if (quad + i >= slab.quads) break;
             const int at = chunk + i * kQuad;
-            uint4& piece_words = loaded[t][i];
-            if (input_.normed) {
-              piece_words = Normed(piece_words, token + t, slab.first + at, piece);
-            }
-            if (at < slab.count) *Piece(token + t, at, piece) = piece_words;
+            if (at < slab.count && token + t < batch_) *Piece(token + t, at) = loaded[t][i];
           }
         }
+      }
+    }
+  }
+
+  // Of the pieces that this lane has brought.
+  __device__ __forceinline__ void Norm(const Slab& slab) const {
+    for (int token = 0; token < batch_; ++token) {
+      for (int chunk = FirstChunk(); chunk < slab.count; chunk += kQuad) {
+        uint4* words = Piece(token, chunk);
+        *words = Normed(*words, token, (slab.first + chunk) * kChunkColumns + lane_ % 8 * 8);
       }
     }
   }
@@ -136,35 +129,37 @@ class InputSlab {
     };
     block_.watch.Until(found, StepBlock<T>::kMomentsWait);
     __syncwarp();
-    moments_ = block_.words.moments[min(lane_, batch_ - 1)];
   }
 
-  // All lanes call it with the same token.
-  __device__ __forceinline__ uint4 Normed(const uint4& words, int token, int chunk,
-                                          int piece) const {
-    const int column = min(chunk * kChunkColumns + piece * 8, 2 * stride_ - 8);
+  __device__ __forceinline__ uint4 Normed(const uint4& words, int token, int column) const {
     const auto weights = [&](bool bias) {
       return *reinterpret_cast<const uint4*>(block_.Norm(input_.norm % 2, bias) + column);
     };
     if (block_.ScalesOutputs()) return Times<T>(words, weights(false));
-    const float2 moments = {__shfl_sync(kFullMask, moments_.x, token),
-                            __shfl_sync(kFullMask, moments_.y, token)};
-    const bool biased = block_.args().final_norm.bias;
-    return NormPiece<T>(words, weights(false), biased ? weights(true) : uint4{}, moments);
+    const auto [mean, inverse] = block_.words.moments[token];
+    float values[8], scale[8], bias[8] = {};
+    Unpack<T>(words, values);
+    Unpack<T>(weights(false), scale);
+    if (block_.args().final_norm.bias) Unpack<T>(weights(true), bias);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = (values[i] - mean) * inverse * scale[i] + bias[i];
+    return Pack<T>(values);
   }
 
-  // Pieces of eight tokens lie in eight groups of banks.
-  __device__ uint4* Piece(int token, int chunk, int piece) const {
+  // This lane's first chunk of a slab.
+  __device__ int FirstChunk() const { return warp_ + kConsumers * (lane_ / 8); }
+
+  // This lane's 16 bytes of a token's chunk. Those of eight tokens lie in eight groups of banks.
+  __device__ uint4* Piece(int token, int chunk) const {
     const int line = chunk * batch_ + token;
     return reinterpret_cast<uint4*>(block_.memory + block_.params.memory.input) + line * 8 +
-           (piece ^ token % 8);
+           (lane_ % 8 ^ token % 8);
   }
 
   StepBlock<T>& block_;
   const int warp_, lane_, batch_;
   StepInput<T> input_ = {};
-  int stride_ = 0;       // words of a token
-  float2 moments_ = {};  // of token `lane`
+  int stride_ = 0;  // words of a token
 };
 
 }  // namespace eet

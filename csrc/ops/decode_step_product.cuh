@@ -103,28 +103,37 @@ class Multiplier {
   // Multiplies a block's share of a kernel by the input, tile by tile, from `place` on.
   __device__ __forceinline__ void Run(const ProductShare& share, InputSlab<T>& slab,
                                       RingPlace& place) {
-    for (int unit = share.begin; unit < share.end; unit += share.group) {
-      const int units = min(share.group, share.end - unit);
-      Sums sums[kUnitGroup] = {};
-      for (int first = 0; first < share.chunks; first += share.slab) {
-        const int count = min(share.slab, share.chunks - first);
-        // An input that fits at once stays for all units.
-        if (share.group > 1 || unit == share.begin) slab.BringSlab(first, count);
-#pragma unroll
-        for (int i = 0; i < kUnitGroup; ++i) {
-          if (i < units) MultiplyUnit(count, place, sums[i]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kUnitGroup; ++i) {
-        if (i < units) HandOver(sums[i]);
-      }
+    if (share.group == 1) {
+      RunUnits<1>(share, slab, place);
+    } else {
+      RunUnits<kUnitGroup>(share, slab, place);
     }
   }
 
  private:
   using Fragments = TileFragments<T, kSets>;
   using Sums = typename Fragments::Sums;
+
+  // Each slab of the input is brought once for a group of units; one that is whole is there.
+  template <int kGroup>
+  __device__ __forceinline__ void RunUnits(const ProductShare& share, InputSlab<T>& slab,
+                                           RingPlace& place) {
+    for (int unit = share.begin; unit < share.end; unit += kGroup) {
+      Sums sums[kGroup] = {};
+      for (int first = 0; first < share.chunks; first += share.slab) {
+        const int count = min(share.slab, share.chunks - first);
+        if (kGroup > 1) slab.BringSlab(first, count);
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+          if (unit + i < share.end) MultiplyUnit(count, place, sums[i]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kGroup; ++i) {
+        if (unit + i < share.end) HandOver(sums[i]);
+      }
+    }
+  }
 
   // Without a branch: chunks beyond the last are zeros in the tile.
   __device__ __forceinline__ void MultiplyUnit(int chunks, RingPlace& place, Sums& sums) {
