@@ -78,6 +78,10 @@ CASES = {
                     head_dim=128, intermediate=3072, qk_norm=True),
     "twelve_heads_on_one": Case(lengths=(100, 300), capacity=512, hidden=768, heads=12, kv_heads=1,
                                 head_dim=256, intermediate=2048, vocab=999),
+    "head_80": Case(lengths=(100, 1000), capacity=1024, heads=8, head_dim=80, qk_norm=True),
+    "head_96": Case(lengths=(100, 300), capacity=512, heads=6, head_dim=96),
+    "head_160": Case(lengths=(100, 300), capacity=512, head_dim=160),
+    "head_192": Case(lengths=(100, 300), capacity=512, kv_heads=4, head_dim=192, bias=True),
     "windows": Case(lengths=(500, 30), capacity=1024, windows=(100, 0)),
     "float16": Case(lengths=(500, 30), capacity=1024, dtype="float16"),
     "gated_biases": Case(lengths=(7, 64), bias=True),
@@ -218,12 +222,17 @@ def error(got: Any, want: Any) -> float:
     return float(np.sqrt(((got - want) ** 2).sum() / (want**2).sum()))
 
 
+def tile_keys(head_dim: int) -> int:
+    """Keys of a tile, as ``StepTileKeys`` in csrc/ops/decode_step.h."""
+    return 64 if head_dim <= 64 else 32 if head_dim <= 128 else 16
+
+
 def exchange_sections(case: Case) -> tuple[dict[str, slice], int, int]:
     """Where a layer's results are in the workspace, the size of a layer, and of all: in words of
     four bytes, as ``DecodeStepExchange`` in csrc/ops/decode_step.h."""
     c, splits = (
         case,
-        min(64, -(-case.capacity // PAGE_SIZE) * PAGE_SIZE * case.head_dim // 4096 + 1),
+        min(64, -(-case.capacity // PAGE_SIZE) * PAGE_SIZE // tile_keys(case.head_dim) + 1),
     )
     q = c.heads * c.head_dim
     sizes = {

@@ -23,6 +23,7 @@ random_model = importlib.import_module("random_model")
 rows = importlib.import_module("rows")
 sample = importlib.import_module("sample")
 shapes = importlib.import_module("shapes")
+stress = importlib.import_module("stress")
 tables = importlib.import_module("tables")
 
 LLAMA = DecoderConfig(
@@ -130,6 +131,26 @@ def test_errors_are_those_of_the_dtype(monkeypatch, tmp_path):
     assert 1e-3 < row["eet_jax"] < 3e-2
     assert 1e-3 < row["pure_jax"] < 3e-2
     assert row["ratio"] == pytest.approx(row["eet_jax"] / row["pure_jax"], abs=1e-3)
+
+
+def test_stress(monkeypatch, tmp_path):
+    options = ["--model", "llama", "--batches", "1", "2", "--contexts", "40", "--steps", "64",
+               "--run", "16"]  # fmt: skip
+    report = run(stress, options, monkeypatch, tmp_path, models=MODELS)
+    for row in report["results"]:
+        assert row["equal"]
+        assert row["steps"] == 32
+        assert row["status"] == 0
+    real, calls = stress.outcome, []
+
+    def outcome(loop):
+        logits, keys = real(loop)
+        calls.append(loop)
+        return [logits, keys + (len(calls) == 2)]
+
+    monkeypatch.setattr(stress, "outcome", outcome)
+    with pytest.raises(SystemExit, match="not give the bits of the first"):
+        run(stress, options, monkeypatch, tmp_path, models=MODELS)
 
 
 def test_the_baselines_attentions_agree():

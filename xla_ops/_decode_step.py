@@ -298,7 +298,7 @@ def decode_step_fits(
         and batch <= 16
         and hidden <= widest
         and all(size % 64 == 0 for size in (hidden, heads * head_dim, intermediate, page_size))
-        and head_dim in (64, 128, 256)
+        and head_dim in (64, 80, 96, 128, 160, 192, 256)
     )
 
 

@@ -9,11 +9,15 @@ namespace eet {
 
 constexpr int kChunkColumns = 64;  // 128 bytes: one line of shared memory's banks
 
-// Boxes of `box_rows` rows and `box_chunks` chunks of 64 columns of a matrix [rows, cols] of a
-// 2-byte type; cols is a multiple of 64, the matrix 16-byte aligned. In shared memory a box is
-// [box_chunks, box_rows, 64], 1024-byte aligned, and the 16-byte piece p of row r lies at p ^ r %
-// 8, so that eight rows' pieces are in eight groups of banks. Chunks and rows outside the matrix
-// become zeros. Returns false, with the reason left for the handler, where the driver refuses.
+// The widest chunk that `cols`, a multiple of 16, are a multiple of.
+constexpr int ChunkColumns(int64_t cols) { return cols % 64 == 0 ? 64 : cols % 32 == 0 ? 32 : 16; }
+
+// Boxes of `box_rows` rows and `box_chunks` chunks, of c = ChunkColumns(cols), of a 16-byte aligned
+// matrix [rows, cols] of a 2-byte type. In shared memory a box is [box_chunks, box_rows, c],
+// 1024-byte aligned, and of the n = c / 8 pieces of 16 bytes in a row, piece p of row r lies at
+// p ^ r / (8 / n) % n, so that eight rows' pieces are in eight groups of banks. Chunks and rows
+// outside the matrix become zeros. Returns false, with the reason left for the handler, where the
+// driver refuses.
 bool MakeRowTiles(CUtensorMap* map, const void* matrix, int64_t rows, int64_t cols, int box_rows,
                   int box_chunks);
 

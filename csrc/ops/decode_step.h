@@ -1,6 +1,6 @@
 // One token for each of a few rows through the whole decoder, in one launch:
 //   logits = head(norm(layers(x)))
-// The kernel is explained in decode_step_sm90.cu.
+// The kernel is explained in decode_step_kernel.cuh.
 #pragma once
 
 #include <algorithm>
@@ -61,8 +61,11 @@ constexpr int kPhases = 6;
 
 constexpr int kStepTokens = 16;  // at most
 
-// Keys of a tile: a split of a row's keys is a multiple of them.
-EET_HOST_DEVICE constexpr int64_t StepTileKeys(int64_t head_dim) { return 4096 / head_dim; }
+// Keys of a tile of the cache, keys and values in 16 KiB at most: a split of a row's keys is a
+// multiple of them, and a page too.
+EET_HOST_DEVICE constexpr int64_t StepTileKeys(int64_t head_dim) {
+  return head_dim <= 64 ? 64 : head_dim <= 128 ? 32 : 16;
+}
 
 // Where blocks leave their results for each other: each layer's phases one after the other, all
 // activations [batch, size]. In 32-bit words; every section is a multiple of 16 bytes.
@@ -101,6 +104,14 @@ struct DecodeStepExchange {
   int64_t words, splits;
 };
 
+// There is a kernel for each of them. Mirrored in _decode_step.py and CMakeLists.txt.
+constexpr bool StepHasHeadDim(int64_t head_dim) {
+  for (const int64_t has : {64, 80, 96, 128, 160, 192, 256}) {
+    if (head_dim == has) return true;
+  }
+  return false;
+}
+
 // Bytes of a layer's two norms, which lie in shared memory: what they leave must be room for a
 // ring.
 constexpr int64_t kStepNormBytes = 96 << 10;
@@ -111,9 +122,9 @@ template <typename T>
 constexpr bool DecodeStepFits(const DecodeStepSizes& sizes, int64_t norm_rows) {
   const bool in_chunks =
       sizes.hidden % 64 == 0 && sizes.q_size() % 64 == 0 && sizes.inner % 64 == 0;
-  const bool heads = sizes.head_dim == 64 || sizes.head_dim == 128 || sizes.head_dim == 256;
-  return sizeof(T) == 2 && sizes.batch <= kStepTokens && in_chunks && heads &&
-         sizes.page_size % 64 == 0 && 2 * norm_rows * sizes.hidden * 2 <= kStepNormBytes &&
+  return sizeof(T) == 2 && sizes.batch <= kStepTokens && in_chunks &&
+         StepHasHeadDim(sizes.head_dim) && sizes.page_size % 64 == 0 &&
+         2 * norm_rows * sizes.hidden * 2 <= kStepNormBytes &&
          sizes.layers * sizes.pages * sizes.kv_heads * sizes.page_size <= INT32_MAX;
 }
 

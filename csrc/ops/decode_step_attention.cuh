@@ -15,15 +15,17 @@ namespace eet {
 template <typename T, int kDim>
 struct CacheTile {
   static constexpr int kKeys = int(StepTileKeys(kDim));
-  static_assert(2 * kKeys * kDim * 2 == kTileBytes);
+  static constexpr int kChunk = ChunkColumns(kDim), kPieces = kChunk / 8;
+  static constexpr int kHalf = kKeys * kDim * 2, kBytes = 2 * kHalf;
+  static_assert(kBytes <= kTileBytes && kHalf % 1024 == 0);
   static constexpr int kStrip = 16;  // keys of one product
-  static constexpr int kHalf = kTileBytes / 2;
 
   char* data;
 
   __device__ T* Piece(int key, int piece) const {
-    return reinterpret_cast<T*>(data + piece / 8 * (kKeys * kChunkColumns * 2) +
-                                key * (kChunkColumns * 2) + ((piece % 8 ^ key % 8) << 4));
+    const int swizzled = piece % kPieces ^ key / (8 / kPieces) % kPieces;
+    return reinterpret_cast<T*>(data + piece / kPieces * (kKeys * kChunk * 2) + key * (kChunk * 2) +
+                                swizzled * 16);
   }
 };
 
@@ -88,9 +90,13 @@ class Attender {
 
   // The token's own key and value: words lane, lane + 32, ... of them.
   struct NewKey {
-    static constexpr int kWords = kHeadWords / kWarpSize;
+    static constexpr int kWords = (kHeadWords + kWarpSize - 1) / kWarpSize;
     uint32_t key[kWords], value[kWords];
   };
+
+  __device__ bool HasWord(int i) const {
+    return kHeadWords % kWarpSize == 0 || lane_ + i * kWarpSize < kHeadWords;
+  }
 
   // Element [n][2 * i + j] is of column 16 * n + 8 * i + lane / 4 and head lane % 4 * 2 + j.
   struct Output {
@@ -176,8 +182,9 @@ class Attender {
       }
 #pragma unroll
       for (int i = 0; i < NewKey::kWords; ++i) {
-        newest.key[i] = last ? LoadRelaxed(key + i * kWarpSize) : 0;
-        newest.value[i] = last ? LoadRelaxed(key + kHeadWords + i * kWarpSize) : 0;
+        const bool has = last && HasWord(i);
+        newest.key[i] = has ? LoadRelaxed(key + i * kWarpSize) : 0;
+        newest.value[i] = has ? LoadRelaxed(key + kHeadWords + i * kWarpSize) : 0;
       }
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) there = there && IsThere(queries[i / 2][i % 2]);
@@ -214,7 +221,7 @@ class Attender {
     const HeadTransform<T> of_key = Transform(item, block_.args().k_norm, layer, squares);
 #pragma unroll
     for (int i = 0; i < NewKey::kWords; ++i) {
-      newest.key[i] = of_key(newest.key[i], 2 * (lane_ + i * kWarpSize));
+      if (HasWord(i)) newest.key[i] = of_key(newest.key[i], 2 * (lane_ + i * kWarpSize));
     }
   }
 
@@ -223,6 +230,7 @@ class Attender {
     const int64_t slot = Slot(layer, item);
 #pragma unroll
     for (int i = 0; i < NewKey::kWords; ++i) {
+      if (!HasWord(i)) break;
       const int column = 2 * (lane_ + i * kWarpSize);
       *reinterpret_cast<uint32_t*>(block_.args().k + slot + column) = newest.key[i];
       *reinterpret_cast<uint32_t*>(block_.args().v + slot + column) = newest.value[i];
@@ -250,6 +258,7 @@ class Attender {
                          const NewKey& newest) const {
 #pragma unroll
     for (int i = 0; i < NewKey::kWords; ++i) {
+      if (!HasWord(i)) break;
       const int column = 2 * (lane_ + i * kWarpSize);
       reinterpret_cast<uint32_t*>(keys.Piece(row, column / 8))[column % 8 / 2] = newest.key[i];
       reinterpret_cast<uint32_t*>(values.Piece(row, column / 8))[column % 8 / 2] = newest.value[i];

@@ -10,7 +10,7 @@
 namespace eet {
 
 // All activations in one place: inlined, they would fill the instruction cache.
-__device__ __noinline__ float ActivateOnce(Activation activation, float x) {
+inline __device__ __noinline__ float ActivateOnce(Activation activation, float x) {
   return Activate(activation, x);
 }
 

@@ -26,21 +26,21 @@ class Merger {
  private:
   static constexpr int kHeadWords = kDim / 2;
 
-  // Lane s * 4 + c sums eight columns of splits s, s + 8, ...
+  // Lane s * 2 + c sums eight columns of splits s, s + 16, ...
   __device__ void MergeOne(int layer, const MergeTask& task) {
-    constexpr int kMost = kMaxSplits / 8;
+    constexpr int kMost = kMaxSplits / 16;
     const DecodeStepExchange& exchange = block_.params.exchange;
     const int64_t head = task.token * block_.sizes().heads + task.head;
     const uint32_t* log_words = block_.Exchange(layer, exchange.log_sums) + head * exchange.splits;
     const uint32_t* words = block_.Exchange(layer, exchange.partials) +
-                            head * exchange.splits * kHeadWords + task.column / 2 + lane_ % 4 * 4;
+                            head * exchange.splits * kHeadWords + task.column / 2 + lane_ % 2 * 4;
     uint4 parts[kMost];
     uint32_t logs[kMost];
     const auto load = [&] {
       bool there = true;
 #pragma unroll
       for (int i = 0; i < kMost; ++i) {
-        const int split = lane_ / 4 + 8 * i;
+        const int split = lane_ / 2 + 16 * i;
         const bool exists = split < task.splits;
         parts[i] = exists ? LoadRelaxed4(words + split * kHeadWords) : uint4{};
         logs[i] = exists ? LoadRelaxed(log_words + split) : __float_as_uint(-INFINITY);
@@ -71,9 +71,12 @@ class Merger {
     AddHalves(values, four, 16);
     AddHalves(four, two, 8);
 #pragma unroll
-    for (int c = 0; c < 2; ++c) two[c] += __shfl_xor_sync(kFullMask, two[c], 4);
-    if ((lane_ & 4) == 0) {
-      const int word = lane_ % 4 * 4 + (lane_ & 16 ? 2 : 0) + (lane_ & 8 ? 1 : 0);
+    for (int c = 0; c < 2; ++c) {
+      two[c] += __shfl_xor_sync(kFullMask, two[c], 4);
+      two[c] += __shfl_xor_sync(kFullMask, two[c], 2);
+    }
+    if ((lane_ & 6) == 0) {
+      const int word = lane_ % 2 * 4 + (lane_ & 16 ? 2 : 0) + (lane_ & 8 ? 1 : 0);
       StoreRelaxed(
           block_.Exchange(layer, exchange.attended) + head * kHeadWords + task.column / 2 + word,
           PackPair(two[0] * factor, two[1] * factor, std::type_identity<T>{}));
@@ -96,7 +99,7 @@ class Merger {
   template <typename Op>
   __device__ static float AcrossSplits(float value, Op op) {
 #pragma unroll
-    for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
+    for (int lanes = 2; lanes < kWarpSize; lanes *= 2) {
       value = op(value, __shfl_xor_sync(kFullMask, value, lanes));
     }
     return value;

@@ -113,9 +113,9 @@ class Producer {
     --under_way_;
   }
 
-  // One lane orders a tile: copy(shared, barrier).
+  // One lane orders a tile of so many bytes: copy(shared, barrier).
   template <typename F>
-  __device__ __forceinline__ void Order(F&& copy) {
+  __device__ __forceinline__ void Order(int bytes, F&& copy) {
     // Never more than the ring holds: a place is waited for before it is given again.
     if (under_way_ == min(kTilesInFlight, block_.params.memory.stages)) AwaitOldest();
     Barrier& empty = block_.words.empty[next_.stage];
@@ -124,7 +124,7 @@ class Producer {
       if (block_.watch.expired()) return;
     }
     Barrier& full = block_.words.full[next_.stage];
-    full.ArriveExpecting(kTileBytes);
+    full.ArriveExpecting(bytes);
     copy(block_.memory + next_.stage * kTileBytes, full);
     next_.Advance(block_.params.memory.stages);
     ++under_way_;
@@ -139,7 +139,7 @@ class Producer {
         const int slab_end = min(slab + share.slab, share.chunks);
         for (int unit = group; unit < end; ++unit) {
           for (int chunk = slab; chunk < slab_end; chunk += kTileChunks) {
-            Order([&](char* shared, Barrier& barrier) {
+            Order(kTileBytes, [&](char* shared, Barrier& barrier) {
               CopyTile(shared, map, chunk, first_row + unit * kTileRows, barrier, policy_);
             });
           }
@@ -168,7 +168,7 @@ class Producer {
           const bool exists = __shfl_sync(kFullMask, tile < item.tiles, warp);
           const int first = __shfl_sync(kFullMask, row, warp);
           if (lane_ != 0 || !exists) continue;
-          Order([&](char* shared, Barrier& barrier) {
+          Order(Tile::kBytes, [&](char* shared, Barrier& barrier) {
             CopyTile(shared, params.k, 0, first, barrier, policy_);
             CopyTile(shared + Tile::kHalf, params.v, 0, first, barrier, policy_);
           });

@@ -1,72 +1,12 @@
-// The persistent decode step: one launch streams every weight and the whole cache once.
-//
-// At batch 1 a step is bound by memory: 2.5 GB of weights for a 1B model, 540 us at 4.6 TB/s. A
-// kernel per product loses time at each of its ends, when the last blocks still load and the next
-// kernel has not begun. Here one block per multiprocessor runs all products of all layers, and
-// memory never rests:
-//
-//   * A producer warp orders tiles of 16 KiB, in the order in which they will be multiplied, into a
-//     ring in shared memory. Weights do not depend on activations, so while the blocks exchange
-//     activations between two products, tiles of the next one arrive. The ring is deep (11 or 12
-//     tiles, 5 us of the stream), but only four tiles are under way at a time: with two the stream
-//     loses 10%, with eight 2%, and the exchange waits longer for the second cache.
-//   * Every block has the same bytes of every product, not only in sum: a phase ends when its last
-//     block ends. The number of blocks is chosen for that (Grid), 128 rather than 132 where it
-//     divides a model's sizes.
-//   * Blocks exchange activations without fences (decode_step_wait.cuh).
-//   * Weights stay row-major: the copy engine's swizzle puts eight rows of a tile into eight groups
-//     of banks, as ldmatrix reads them (tensor_map.h). Boxes of rows stream at 4.55 TB/s, as fast
-//     as tiles that are contiguous in memory.
-//   * Between two exchanges a single warp's instructions count: it issues one in about six cycles.
-//     What a step needs of positions, pages and norms is brought to shared memory ahead of time.
-//
-// A layer's phases, each ended by an exchange:
-//
-//   qkv       norm of the stream, product, rotation            all blocks
-//   partials  cache append, attention over splits              items dealt to teams of warps
-//   attended  merge of the splits                              tasks dealt to warps
-//   out       product, residual                                all blocks
-//   up        norm of the stream, product, activation          all blocks
-//   down      product, residual                                all blocks
-//
-// Within a block eight consumer warps multiply and attend, a producer orders tiles, finishers add
-// the consumers' sums and finish outputs, and a lookout watches the phases' counters.
+// The decode step on Hopper, seen from the host: how many blocks, how their shared memory is
+// divided, and the tensor maps. The kernel is in decode_step_kernel.cuh.
 #include <algorithm>
 #include <string>
 
 #include "core/launch_problem.h"
-#include "ops/decode_step_roles.cuh"
+#include "ops/decode_step_launch.cuh"
 
 namespace eet {
-
-template <typename T, int kDim, int kSets>
-__global__ void __launch_bounds__(kStepThreads, 1)
-    DecodeStepKernel(const __grid_constant__ StepParams<T> params) {
-#if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(1024) char shared[];
-  StepBlock<T> block(params, shared);
-  const int warp = threadIdx.x / kWarpSize;
-  if (threadIdx.x == 0) InitWords(block);
-  __syncthreads();
-  // Registers are dealt to groups of four warps, 168 to each thread at the launch. The last group
-  // gives most of its own to the other two: 72 + 2 * 216 = 3 * 168. With more they would wait for
-  // ever.
-  if (warp < kConsumers) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
-    Begin(block);
-    Consume<T, kDim, kSets>(block);
-  } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
-    if (warp == kProducer) {
-      Producer<T, kDim>(block).Run();
-    } else {
-      Begin(block);
-      if (warp == kLookout) Lookout<T, kDim>(block).Run();
-      if (warp >= kFinisher) Finisher<T>(block).Run();
-    }
-  }
-#endif
-}
 
 namespace {
 
@@ -157,14 +97,15 @@ StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int sha
 }
 
 template <typename T>
-bool MakeMaps(StepParams<T>& params, int tile_keys) {
+bool MakeMaps(StepParams<T>& params) {
   const DecodeStepArgs<T>& args = params.args;
   const DecodeStepSizes& sizes = args.sizes;
   const auto weight = [](CUtensorMap* map, const T* kernel, int64_t rows, int64_t cols) {
     return MakeRowTiles(map, kernel, rows, cols, kTileRows, kTileChunks);
   };
   const int64_t keys = sizes.layers * sizes.pages * sizes.kv_heads * sizes.page_size;
-  const int head_chunks = int(sizes.head_dim / kChunkColumns);
+  const int tile_keys = int(StepTileKeys(sizes.head_dim));
+  const int head_chunks = int(sizes.head_dim / ChunkColumns(sizes.head_dim));
   return weight(&params.qkv, args.qkv_kernel, sizes.layers * sizes.qkv_size(), sizes.hidden) &&
          weight(&params.o, args.o_kernel, sizes.layers * sizes.hidden, sizes.q_size()) &&
          weight(&params.up, args.up_kernel, sizes.layers * sizes.up_size(), sizes.hidden) &&
@@ -174,51 +115,39 @@ bool MakeMaps(StepParams<T>& params, int tile_keys) {
          MakeRowTiles(&params.v, args.v, keys, sizes.head_dim, tile_keys, head_chunks);
 }
 
-template <typename T, int kDim, int kSets>
-void Launch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
-  const int grid =
-      Grid(args.sizes, std::min(gpu.multiprocessors, int(DecodeStepExchange::kMaxBlocks)));
-  StepParams<T> params{
-      .args = args,
-      .exchange = DecodeStepExchange(args.sizes),
-      .memory = Divide(args.sizes, args.final_norm.bias ? 2 : 1, grid, gpu.shared_bytes)};
-  if (!MakeMaps(params, CacheTile<T, kDim>::kKeys)) return;
-  const auto kernel = DecodeStepKernel<T, kDim, kSets>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.memory.bytes);
-  cudaMemsetAsync(args.exchange, 0xff, params.exchange.bytes(), stream);
-  cudaMemsetAsync(args.status, 0, sizeof(int32_t), stream);
-  void* arguments[] = {&params};
-  cudaLaunchCooperativeKernel(kernel, dim3(grid), dim3(kStepThreads), arguments,
-                              params.memory.bytes, stream);
-}
-
-template <int kDim, typename T>
-void LaunchForBatch(Stream stream, const DecodeStepArgs<T>& args, const Gpu& gpu) {
-  if (args.sizes.batch <= kTokensOfSet) {
-    Launch<T, kDim, 1>(stream, args, gpu);
-  } else if (args.sizes.batch <= 2 * kTokensOfSet) {
-    Launch<T, kDim, 2>(stream, args, gpu);
-  } else {
-    Launch<T, kDim, 4>(stream, args, gpu);
-  }
-}
-
 }  // namespace
 
 template <typename T>
 void DecodeStep(Stream stream, const DecodeStepArgs<T>& args) {
   static const Gpu gpu = FindGpu();
-  if (!gpu.fits || !DecodeStepFits<T>(args.sizes, args.final_norm.bias ? 2 : 1)) {
+  const int norm_rows = args.final_norm.bias ? 2 : 1;
+  if (!gpu.fits || !DecodeStepFits<T>(args.sizes, norm_rows)) {
     LaunchProblem() = "decode_step runs on GPUs of compute capability 9.0, for sizes that fit it";
     return;
   }
+  const int grid =
+      Grid(args.sizes, std::min(gpu.multiprocessors, int(DecodeStepExchange::kMaxBlocks)));
+  StepParams<T> params{.args = args,
+                       .exchange = DecodeStepExchange(args.sizes),
+                       .memory = Divide(args.sizes, norm_rows, grid, gpu.shared_bytes)};
+  if (!MakeMaps(params)) return;
+  cudaMemsetAsync(args.exchange, 0xff, params.exchange.bytes(), stream);
+  cudaMemsetAsync(args.status, 0, sizeof(int32_t), stream);
   switch (args.sizes.head_dim) {
     case 64:
-      return LaunchForBatch<64>(stream, args, gpu);
+      return LaunchDecodeStep<T, 64>(stream, params, grid);
+    case 80:
+      return LaunchDecodeStep<T, 80>(stream, params, grid);
+    case 96:
+      return LaunchDecodeStep<T, 96>(stream, params, grid);
     case 128:
-      return LaunchForBatch<128>(stream, args, gpu);
+      return LaunchDecodeStep<T, 128>(stream, params, grid);
+    case 160:
+      return LaunchDecodeStep<T, 160>(stream, params, grid);
+    case 192:
+      return LaunchDecodeStep<T, 192>(stream, params, grid);
     case 256:
-      return LaunchForBatch<256>(stream, args, gpu);
+      return LaunchDecodeStep<T, 256>(stream, params, grid);
   }
 }
 

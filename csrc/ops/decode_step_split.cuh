@@ -9,7 +9,7 @@
 namespace eet {
 
 constexpr int kItemHeads = 8;      // the columns of a product
-constexpr int kMergeColumns = 32;  // of a merge task
+constexpr int kMergeColumns = 16;  // of a merge task
 
 struct AttentionItem {
   int token = 0, kv_head = 0, first_head = 0, heads = 0;  // heads: of the group from the first on

@@ -1,0 +1,82 @@
+// The persistent decode step: one launch streams every weight and the whole cache once.
+//
+// At batch 1 a step is bound by memory: 2.5 GB of weights for a 1B model, 540 us at 4.6 TB/s. A
+// kernel per product loses time at each of its ends, when the last blocks still load and the next
+// kernel has not begun. Here one block per multiprocessor runs all products of all layers, and
+// memory never rests:
+//
+//   * A producer warp orders tiles of 16 KiB, in the order in which they will be multiplied, into a
+//     ring in shared memory. Weights do not depend on activations, so while the blocks exchange
+//     activations between two products, tiles of the next one arrive. The ring is deep (11 or 12
+//     tiles, 5 us of the stream), but only four tiles are under way at a time: with two the stream
+//     loses 10%, with eight 2%, and the exchange waits longer for the second cache.
+//   * Every block has the same bytes of every product, not only in sum: a phase ends when its last
+//     block ends. The number of blocks is chosen for that (Grid), 128 rather than 132 where it
+//     divides a model's sizes.
+//   * Blocks exchange activations without fences (decode_step_wait.cuh).
+//   * Weights stay row-major: the copy engine's swizzle puts eight rows of a tile into eight groups
+//     of banks, as ldmatrix reads them (tensor_map.h). Boxes of rows stream at 4.55 TB/s, as fast
+//     as tiles that are contiguous in memory.
+//   * Between two exchanges a single warp's instructions count: it issues one in about six cycles.
+//     What a step needs of positions, pages and norms is brought to shared memory ahead of time.
+//
+// A layer's phases, each ended by an exchange:
+//
+//   qkv       norm of the stream, product, rotation            all blocks
+//   partials  cache append, attention over splits              items dealt to teams of warps
+//   attended  merge of the splits                              tasks dealt to warps
+//   out       product, residual                                all blocks
+//   up        norm of the stream, product, activation          all blocks
+//   down      product, residual                                all blocks
+//
+// Within a block eight consumer warps multiply and attend, a producer orders tiles, finishers add
+// the consumers' sums and finish outputs, and a lookout watches the phases' counters.
+#pragma once
+
+#include "ops/decode_step_launch.cuh"
+#include "ops/decode_step_roles.cuh"
+
+namespace eet {
+
+template <typename T, int kDim, int kSets>
+__global__ void __launch_bounds__(kStepThreads, 1)
+    DecodeStepKernel(const __grid_constant__ StepParams<T> params) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(1024) char shared[];
+  StepBlock<T> block(params, shared);
+  const int warp = threadIdx.x / kWarpSize;
+  if (threadIdx.x == 0) InitWords(block);
+  __syncthreads();
+  // Registers are dealt to groups of four warps, 168 to each thread at the launch. The last group
+  // gives most of its own to the other two: 72 + 2 * 216 = 3 * 168. With more they would wait for
+  // ever.
+  if (warp < kConsumers) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+    Begin(block);
+    Consume<T, kDim, kSets>(block);
+  } else {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+    if (warp == kProducer) {
+      Producer<T, kDim>(block).Run();
+    } else {
+      Begin(block);
+      if (warp == kLookout) Lookout<T, kDim>(block).Run();
+      if (warp >= kFinisher) Finisher<T>(block).Run();
+    }
+  }
+#endif
+}
+
+template <typename T, int kDim>
+void LaunchDecodeStep(Stream stream, const StepParams<T>& params, int grid) {
+  const int64_t batch = params.args.sizes.batch;
+  const auto kernel = batch <= kTokensOfSet       ? DecodeStepKernel<T, kDim, 1>
+                      : batch <= 2 * kTokensOfSet ? DecodeStepKernel<T, kDim, 2>
+                                                  : DecodeStepKernel<T, kDim, 4>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.memory.bytes);
+  void* arguments[] = {const_cast<StepParams<T>*>(&params)};
+  cudaLaunchCooperativeKernel(kernel, dim3(grid), dim3(kStepThreads), arguments,
+                              params.memory.bytes, stream);
+}
+
+}  // namespace eet
