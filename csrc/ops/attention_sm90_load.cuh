@@ -1,0 +1,189 @@
+// The loader and the cleaner of attention on Hopper, a warp each.
+#pragma once
+
+#include "core/reduce.cuh"
+#include "ops/attention_sm90_shape.cuh"
+
+namespace eet {
+
+// How the copy engine finds queries, keys and values. Boxes are [rows, kChunk] of one head.
+struct AttentionMaps {
+  CUtensorMap q;     // (head_dim, heads, tokens, 1)
+  CUtensorMap k, v;  // (head_dim, kv_heads, key_len, batch), or (.., page_size, kv_heads, pages)
+  int piece;         // keys of a box: of a tile, or of what a tile has of one page
+};
+
+// Whether some keys of a tile are not the unit's.
+template <class Shape>
+__device__ bool IsEdge(const Unit& unit, int tile) {
+  return tile * Shape::kKeys < unit.keys.begin || (tile + 1) * Shape::kKeys > unit.keys.end;
+}
+
+// Orders tiles in the sequence in which they are wanted: the keys of the next before the values of
+// this one.
+template <class Shape>
+class Loader {
+ public:
+  using T = typename Shape::T;
+
+  __device__ Loader(const AttentionArgs<T>& args, const AttentionMaps& maps,
+                    AttentionShared<Shape>& shared)
+      : args_(args), maps_(maps), shared_(shared), lane_(threadIdx.x % kWarpSize) {}
+
+  __device__ void Run() {
+    for (RingSlot<kUnitSlots> slot;; slot.Advance()) {
+      shared_.unit_full[slot.index].Wait(slot.parity);
+      const Unit& unit = shared_.units[slot.index];
+      if (unit.count == 0) return;
+      if (unit.tiles() > 0) Load(unit);
+      __syncwarp();
+      if (lane_ == 0) shared_.unit_empty[slot.index].Arrive();
+    }
+  }
+
+ private:
+  __device__ void Load(const Unit& unit) {
+    const int last = unit.last_tile, first = last + 1 - unit.tiles();
+    for (int tile = last + 1; tile >= first; --tile) {
+      if (tile > first) LoadKeys(unit, tile - 1);
+      if (tile > last) {
+        LoadQueries(unit);
+      } else {
+        LoadValues(unit, tile);
+      }
+    }
+  }
+
+  __device__ void LoadQueries(const Unit& unit) {
+#pragma unroll 1
+    for (int group = 0; group < Shape::kGroups; ++group) {
+      shared_.query_empty[group].Wait(query_parity_ ^ 1);
+      Barrier& full = shared_.query_full[group];
+      if (lane_ == 0) full.ArriveExpecting(Shape::kGroupBytes);
+      __syncwarp();
+      if (lane_ < Shape::kChunks) {
+        CopyBox(SharedAddress(shared_.queries[group]) + lane_ * kGroupRows * Shape::kSpan, maps_.q,
+                lane_ * Shape::kChunk, unit.head, unit.token + group * kGroupRows, 0, full);
+      }
+    }
+    query_parity_ ^= 1;
+  }
+
+  __device__ void LoadKeys(const Unit& unit, int tile) {
+    const int at = keys_.index;
+    LoadTile(maps_.k, unit, tile, shared_.keys[at], shared_.key_full[at],
+             [&] { shared_.key_empty[at].Wait(keys_.parity ^ 1); });
+    keys_.Advance();
+  }
+
+  __device__ void LoadValues(const Unit& unit, int tile) {
+    const int at = values_.index;
+    Barrier& full = IsEdge<Shape>(unit, tile) ? shared_.value_landed[at] : shared_.value_full[at];
+    LoadTile(maps_.v, unit, tile, shared_.values[at], full,
+             [&] { shared_.value_empty[at].Wait(values_.parity ^ 1); });
+    values_.Advance();
+  }
+
+  // Where a box of keys lies in the map and in the tile.
+  struct Place {
+    int x, y, z, w;
+    int offset;
+  };
+
+  // Orders what a tile has of the unit's keys, box by box, as soon as `wait` has returned. A lane
+  // looks its first box up before that: the page table's memory is far.
+  template <typename F>
+  __device__ void LoadTile(const CUtensorMap& map, const Unit& unit, int tile, const char* shared,
+                           Barrier& full, const F& wait) {
+    const int tile_key = tile * Shape::kKeys;
+    const int begin = max(unit.keys.begin - tile_key, 0) / maps_.piece;
+    const int end = (min(unit.keys.end - tile_key, Shape::kKeys) + maps_.piece - 1) / maps_.piece;
+    const int boxes = (end - begin) * Shape::kChunks;
+    Place place = {};
+    if (lane_ < boxes) place = PlaceOf(unit, tile_key, begin, lane_);
+    wait();
+    if (lane_ == 0) full.ArriveExpecting(boxes * maps_.piece * Shape::kSpan);
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane_; i < boxes; i += kWarpSize) {
+      if (i >= kWarpSize) place = PlaceOf(unit, tile_key, begin, i);
+      CopyBox(SharedAddress(shared) + place.offset, map, place.x, place.y, place.z, place.w, full);
+    }
+  }
+
+  // Of box i, the tile's pieces counting from `begin`.
+  __device__ Place PlaceOf(const Unit& unit, int tile_key, int begin, int i) const {
+    const int piece = (begin + i / Shape::kChunks) * maps_.piece, chunk = i % Shape::kChunks;
+    const int key = tile_key + piece, column = chunk * Shape::kChunk;
+    const int offset = (chunk * Shape::kKeys + piece) * Shape::kSpan;
+    if (!args_.page_table) return {column, unit.kv_head, key, unit.row, offset};
+    const uint32_t page_size = uint32_t(args_.page_size);
+    const int page = args_.page_table[unit.row * args_.max_pages + uint32_t(key) / page_size];
+    return {column, int(uint32_t(key) % page_size), unit.kv_head, page, offset};
+  }
+
+  const AttentionArgs<T>& args_;
+  const AttentionMaps& maps_;
+  AttentionShared<Shape>& shared_;
+  const int lane_;
+  RingSlot<Shape::kStages> keys_, values_;
+  int query_parity_ = 0;
+};
+
+// Zeroes the values that no query of the unit sees: they may be anything, and zero times anything
+// is not always zero.
+template <class Shape>
+class Cleaner {
+ public:
+  __device__ explicit Cleaner(AttentionShared<Shape>& shared)
+      : shared_(shared), lane_(threadIdx.x % kWarpSize) {}
+
+  __device__ void Run() {
+    for (RingSlot<kUnitSlots> slot;; slot.Advance()) {
+      shared_.unit_full[slot.index].Wait(slot.parity);
+      const Unit& unit = shared_.units[slot.index];
+      if (unit.count == 0) return;
+      const int tiles = unit.tiles();
+      for (int i = 0; i < tiles; ++i) {
+        if (IsEdge<Shape>(unit, unit.last_tile - i)) Clean(unit, unit.last_tile - i);
+        if (++index_ == Shape::kStages) index_ = 0;
+      }
+      __syncwarp();
+      if (lane_ == 0) shared_.unit_empty[slot.index].Arrive();
+    }
+  }
+
+ private:
+  __device__ void Clean(const Unit& unit, int tile) {
+    shared_.value_landed[index_].Wait(landed_ >> index_ & 1);
+    landed_ ^= 1u << index_;
+    const int tile_key = tile * Shape::kKeys;
+    ZeroKeys(0, unit.keys.begin - tile_key);
+    ZeroKeys(unit.keys.end - tile_key, Shape::kKeys);
+    FenceSharedCopies();
+    __syncwarp();
+    if (lane_ == 0) shared_.value_full[index_].Arrive();
+  }
+
+  // Rows [begin, end) of the tile; a row's pieces are permuted within the row only.
+  __device__ void ZeroKeys(int begin, int end) {
+    constexpr int kPieces = Shape::kSpan / 16;
+    begin = max(begin, 0);
+#pragma unroll 1
+    for (int chunk = 0; chunk < Shape::kChunks; ++chunk) {
+      int4* rows =
+          reinterpret_cast<int4*>(shared_.values[index_] + chunk * Shape::kKeys * Shape::kSpan);
+#pragma unroll 1
+      for (int i = begin * kPieces + lane_; i < end * kPieces; i += kWarpSize) {
+        rows[i] = make_int4(0, 0, 0, 0);
+      }
+    }
+  }
+
+  AttentionShared<Shape>& shared_;
+  const int lane_;
+  int index_ = 0;
+  unsigned landed_ = 0;  // bit i: the parity of the next phase of stage i
+};
+
+}  // namespace eet
