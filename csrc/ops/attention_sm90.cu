@@ -70,33 +70,37 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 namespace {
 
 template <class Shape>
-bool MakeKeyMap(const AttentionArgs<typename Shape::T>& args, int piece, const void* keys,
+bool MakeKeyMap(const AttentionArgs<typename Shape::T>& args, int box_keys, const void* keys,
                 CUtensorMap* map) {
   const int64_t dim = args.head_dim, heads = args.kv_heads, page = args.page_size;
   if (args.page_table) {
     return MakeBoxes(map, keys,
                      {.sizes = {dim, page, heads, args.pages},
                       .strides = {dim, page * dim, heads * page * dim},
-                      .box = {Shape::kChunk, piece, 1, 1}});
+                      .box = {Shape::kChunk, box_keys, 1, 1}});
   }
   return MakeBoxes(map, keys,
                    {.sizes = {dim, heads, args.key_len, args.batch},
                     .strides = {dim, heads * dim, args.key_len * heads * dim},
-                    .box = {Shape::kChunk, 1, piece, 1}});
+                    .box = {Shape::kChunk, 1, box_keys, 1}});
 }
 
 template <class Shape>
 bool MakeMaps(const AttentionArgs<typename Shape::T>& args, AttentionMaps* maps) {
   const int64_t dim = args.head_dim, heads = args.heads;
-  const int piece =
+  const int whole =
+      args.page_table ? int(std::min<int64_t>(args.page_size, Shape::kKeys)) : Shape::kKeys;
+  maps->piece =
       args.page_table ? int(std::gcd(args.page_size, int64_t{Shape::kKeys})) : Shape::kKeys;
-  maps->piece = piece;
+  for (int i = 0; i < kBoxSizes; ++i) {
+    const int box_keys = std::min(maps->piece << i, whole);  // larger ones are never asked for
+    if (!MakeKeyMap<Shape>(args, box_keys, args.k, &maps->k[i])) return false;
+    if (!MakeKeyMap<Shape>(args, box_keys, args.v, &maps->v[i])) return false;
+  }
   return MakeBoxes(&maps->q, args.q,
                    {.sizes = {dim, heads, args.tokens, 1},
                     .strides = {dim, heads * dim, args.tokens * heads * dim},
-                    .box = {Shape::kChunk, 1, kGroupRows, 1}}) &&
-         MakeKeyMap<Shape>(args, piece, args.k, &maps->k) &&
-         MakeKeyMap<Shape>(args, piece, args.v, &maps->v);
+                    .box = {Shape::kChunk, 1, kGroupRows, 1}});
 }
 
 int Multiprocessors() {

@@ -6,11 +6,17 @@
 
 namespace eet {
 
+// Keys of a tile are copied by boxes of `piece`, 2 * piece and 4 * piece keys of one page: a page's
+// part of a tile in as few boxes as that allows. The piece divides page and tile; where there are
+// no pages it is the tile.
+constexpr int kBoxSizes = 3;
+
 // How the copy engine finds queries, keys and values. Boxes are [rows, kChunk] of one head.
 struct AttentionMaps {
-  CUtensorMap q;     // (head_dim, heads, tokens, 1)
-  CUtensorMap k, v;  // (head_dim, kv_heads, key_len, batch), or (.., page_size, kv_heads, pages)
-  int piece;         // keys of a box: of a tile, or of what a tile has of one page
+  CUtensorMap q;                           // (head_dim, heads, tokens, 1)
+  CUtensorMap k[kBoxSizes], v[kBoxSizes];  // (head_dim, kv_heads, key_len, batch), or
+                                           // (head_dim, page_size, kv_heads, pages)
+  int piece;
 };
 
 // Whether some keys of a tile are not the unit's.
@@ -84,42 +90,68 @@ class Loader {
     values_.Advance();
   }
 
-  // Where a box of keys lies in the map and in the tile.
-  struct Place {
-    int x, y, z, w;
-    int offset;
+  // The unit's keys of a tile, rounded to whole pieces.
+  struct Span {
+    int tile_key, begin, end;
+  };
+
+  // A box of keys: the map of its size, -1 for no box, its first key in the tile and that one's
+  // page.
+  struct Box {
+    int map, key, page;
   };
 
   // Orders what a tile has of the unit's keys, box by box, as soon as `wait` has returned. A lane
   // looks its first box up before that: the page table's memory is far.
   template <typename F>
-  __device__ void LoadTile(const CUtensorMap& map, const Unit& unit, int tile, const char* shared,
+  __device__ void LoadTile(const CUtensorMap* maps, const Unit& unit, int tile, const char* shared,
                            Barrier& full, const F& wait) {
-    const int tile_key = tile * Shape::kKeys;
-    const int begin = max(unit.keys.begin - tile_key, 0) / maps_.piece;
-    const int end = (min(unit.keys.end - tile_key, Shape::kKeys) + maps_.piece - 1) / maps_.piece;
-    const int boxes = (end - begin) * Shape::kChunks;
-    Place place = {};
-    if (lane_ < boxes) place = PlaceOf(unit, tile_key, begin, lane_);
+    const int tile_key = tile * Shape::kKeys, piece = maps_.piece;
+    const Span span{
+        .tile_key = tile_key,
+        .begin = max(unit.keys.begin - tile_key, 0) / piece * piece,
+        .end = (min(unit.keys.end - tile_key, Shape::kKeys) + piece - 1) / piece * piece};
+    Box box = FindBox(unit, span, lane_ / Shape::kChunks);
     wait();
-    if (lane_ == 0) full.ArriveExpecting(boxes * maps_.piece * Shape::kSpan);
+    if (lane_ == 0) full.ArriveExpecting((span.end - span.begin) * Shape::kSpan * Shape::kChunks);
     __syncwarp();
 #pragma unroll 1
-    for (int i = lane_; i < boxes; i += kWarpSize) {
-      if (i >= kWarpSize) place = PlaceOf(unit, tile_key, begin, i);
-      CopyBox(SharedAddress(shared) + place.offset, map, place.x, place.y, place.z, place.w, full);
+    for (int i = lane_; box.map >= 0;) {
+      CopyKeys(maps[box.map], unit, span, box, i % Shape::kChunks, shared, full);
+      i += kWarpSize;
+      box = FindBox(unit, span, i / Shape::kChunks);
     }
   }
 
-  // Of box i, the tile's pieces counting from `begin`.
-  __device__ Place PlaceOf(const Unit& unit, int tile_key, int begin, int i) const {
-    const int piece = (begin + i / Shape::kChunks) * maps_.piece, chunk = i % Shape::kChunks;
-    const int key = tile_key + piece, column = chunk * Shape::kChunk;
-    const int offset = (chunk * Shape::kKeys + piece) * Shape::kSpan;
-    if (!args_.page_table) return {column, unit.kv_head, key, unit.row, offset};
+  __device__ Box FindBox(const Unit& unit, const Span& span, int which) const {
+    if (!args_.page_table) return {.map = which == 0 ? 0 : -1, .key = 0, .page = unit.row};
     const uint32_t page_size = uint32_t(args_.page_size);
-    const int page = args_.page_table[unit.row * args_.max_pages + uint32_t(key) / page_size];
-    return {column, int(uint32_t(key) % page_size), unit.kv_head, page, offset};
+    int key = span.begin;
+#pragma unroll 1
+    for (;; --which) {
+      const uint32_t page = uint32_t(span.tile_key + key) / page_size;
+      const int page_end = int((page + 1) * page_size) - span.tile_key;
+      const int left = min(page_end, span.end) - key;
+      if (left <= 0) return {.map = -1};
+      const int map = left >= 4 * maps_.piece ? 2 : left >= 2 * maps_.piece ? 1 : 0;
+      if (which == 0) {
+        const uint32_t at = uint32_t(unit.row) * uint32_t(args_.max_pages) + page;
+        return {.map = map, .key = key, .page = args_.page_table[at]};
+      }
+      key += maps_.piece << map;
+    }
+  }
+
+  __device__ void CopyKeys(const CUtensorMap& map, const Unit& unit, const Span& span,
+                           const Box& box, int chunk, const char* shared, Barrier& full) const {
+    const uint32_t to = SharedAddress(shared) + (chunk * Shape::kKeys + box.key) * Shape::kSpan;
+    const int x = chunk * Shape::kChunk, key = span.tile_key + box.key;
+    if (args_.page_table) {
+      CopyBox(to, map, x, int(uint32_t(key) % uint32_t(args_.page_size)), unit.kv_head, box.page,
+              full);
+    } else {
+      CopyBox(to, map, x, unit.kv_head, key, box.page, full);
+    }
   }
 
   const AttentionArgs<T>& args_;
