@@ -34,7 +34,7 @@ class Loader {
 
   __device__ Loader(const AttentionArgs<T>& args, const AttentionMaps& maps,
                     AttentionShared<Shape>& shared)
-      : args_(args), maps_(maps), shared_(shared), lane_(threadIdx.x % kWarpSize) {}
+      : args_(args), maps_(maps), shared_(shared) {}
 
   __device__ void Run() {
     for (RingSlot<kUnitSlots> slot;; slot.Advance()) {
@@ -43,11 +43,18 @@ class Loader {
       if (unit.count == 0) return;
       if (unit.tiles() > 0) Load(unit);
       __syncwarp();
-      if (lane_ == 0) shared_.unit_empty[slot.index].Arrive();
+      if (Lane() == 0) shared_.unit_empty[slot.index].Arrive();
     }
   }
 
  private:
+  // Read anew each time: the loader has registers for little else than its place in the rings.
+  static __device__ __forceinline__ int Lane() {
+    int lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+  }
+
   __device__ void Load(const Unit& unit) {
     const int last = unit.last_tile, first = last + 1 - unit.tiles();
     for (int tile = last + 1; tile >= first; --tile) {
@@ -65,11 +72,11 @@ class Loader {
     for (int group = 0; group < Shape::kGroups; ++group) {
       shared_.query_empty[group].Wait(query_parity_ ^ 1);
       Barrier& full = shared_.query_full[group];
-      if (lane_ == 0) full.ArriveExpecting(Shape::kGroupBytes);
+      if (Lane() == 0) full.ArriveExpecting(Shape::kGroupBytes);
       __syncwarp();
-      if (lane_ < Shape::kChunks) {
-        CopyBox(SharedAddress(shared_.queries[group]) + lane_ * kGroupRows * Shape::kSpan, maps_.q,
-                lane_ * Shape::kChunk, unit.head, unit.token + group * kGroupRows, 0, full);
+      if (Lane() < Shape::kChunks) {
+        CopyBox(SharedAddress(shared_.queries[group]) + Lane() * kGroupRows * Shape::kSpan, maps_.q,
+                Lane() * Shape::kChunk, unit.head, unit.token + group * kGroupRows, 0, full);
       }
     }
     query_parity_ ^= 1;
@@ -77,7 +84,7 @@ class Loader {
 
   __device__ void LoadKeys(const Unit& unit, int tile) {
     const int at = keys_.index;
-    LoadTile(maps_.k, unit, tile, shared_.keys[at], shared_.key_full[at],
+    LoadTile(maps_.k, unit, tile, SharedAddress(shared_.keys[at]), shared_.key_full[at],
              [&] { shared_.key_empty[at].Wait(keys_.parity ^ 1); });
     keys_.Advance();
   }
@@ -85,7 +92,7 @@ class Loader {
   __device__ void LoadValues(const Unit& unit, int tile) {
     const int at = values_.index;
     Barrier& full = IsEdge<Shape>(unit, tile) ? shared_.value_landed[at] : shared_.value_full[at];
-    LoadTile(maps_.v, unit, tile, shared_.values[at], full,
+    LoadTile(maps_.v, unit, tile, SharedAddress(shared_.values[at]), full,
              [&] { shared_.value_empty[at].Wait(values_.parity ^ 1); });
     values_.Advance();
   }
@@ -104,19 +111,19 @@ class Loader {
   // Orders what a tile has of the unit's keys, box by box, as soon as `wait` has returned. A lane
   // looks its first box up before that: the page table's memory is far.
   template <typename F>
-  __device__ void LoadTile(const CUtensorMap* maps, const Unit& unit, int tile, const char* shared,
+  __device__ void LoadTile(const CUtensorMap* maps, const Unit& unit, int tile, uint32_t shared,
                            Barrier& full, const F& wait) {
     const int tile_key = tile * Shape::kKeys, piece = maps_.piece;
     const Span span{
         .tile_key = tile_key,
         .begin = max(unit.keys.begin - tile_key, 0) / piece * piece,
         .end = (min(unit.keys.end - tile_key, Shape::kKeys) + piece - 1) / piece * piece};
-    Box box = FindBox(unit, span, lane_ / Shape::kChunks);
+    Box box = FindBox(unit, span, Lane() / Shape::kChunks);
     wait();
-    if (lane_ == 0) full.ArriveExpecting((span.end - span.begin) * Shape::kSpan * Shape::kChunks);
+    if (Lane() == 0) full.ArriveExpecting((span.end - span.begin) * Shape::kSpan * Shape::kChunks);
     __syncwarp();
 #pragma unroll 1
-    for (int i = lane_; box.map >= 0;) {
+    for (int i = Lane(); box.map >= 0;) {
       CopyKeys(maps[box.map], unit, span, box, i % Shape::kChunks, shared, full);
       i += kWarpSize;
       box = FindBox(unit, span, i / Shape::kChunks);
@@ -143,8 +150,8 @@ class Loader {
   }
 
   __device__ void CopyKeys(const CUtensorMap& map, const Unit& unit, const Span& span,
-                           const Box& box, int chunk, const char* shared, Barrier& full) const {
-    const uint32_t to = SharedAddress(shared) + (chunk * Shape::kKeys + box.key) * Shape::kSpan;
+                           const Box& box, int chunk, uint32_t shared, Barrier& full) const {
+    const uint32_t to = shared + (chunk * Shape::kKeys + box.key) * Shape::kSpan;
     const int x = chunk * Shape::kChunk, key = span.tile_key + box.key;
     if (args_.page_table) {
       CopyBox(to, map, x, int(uint32_t(key) % uint32_t(args_.page_size)), unit.kv_head, box.page,
@@ -157,7 +164,6 @@ class Loader {
   const AttentionArgs<T>& args_;
   const AttentionMaps& maps_;
   AttentionShared<Shape>& shared_;
-  const int lane_;
   RingSlot<Shape::kStages> keys_, values_;
   int query_parity_ = 0;
 };
