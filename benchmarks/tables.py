@@ -77,6 +77,19 @@ def _work(row: Row) -> str:
     return f"{row['model']} {row['dtype']}, batch {row['batch']}, context {row['context']}{each}"
 
 
+def _rate(*names: str) -> Callable[[Row], str]:
+    """TFLOP/s of the first of the programs that there is."""
+    return lambda row: next(
+        (f"{row[name]['tflops']} TFLOP/s" for name in names if "tflops" in row.get(name, {})), "-"
+    )
+
+
+def _prompts(prompts: Sequence[int]) -> str:
+    shortest, longest = min(prompts), max(prompts)
+    each = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+    return f"{len(prompts)} x {each} tokens"
+
+
 COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
     "decode": {
         "decode step": _work,
@@ -89,6 +102,13 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "batch": lambda row: str(row["batch"]),
         "eet_jax": _program("eet_jax"),
         "plain JAX": _program("pure_jax"),
+    },
+    "ops": {
+        "op": lambda row: f"attention, {_prompts(row['prompts'])}, head_dim {row['head_dim']}",
+        "eet_jax": _rate("eet_jax"),
+        "cuDNN": _rate("cudnn", "cudnn_lengths"),
+        "cuDNN padded": _rate("cudnn_padded"),
+        "target": lambda row: str(row.get("target_tflops", "-")),
     },
     "decode_error": {
         "error of logits": lambda row: f"{row['model']} {row['dtype']}, batch {row['batch']}",

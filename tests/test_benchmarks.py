@@ -15,9 +15,11 @@ import pytest
 from eet_jax import DecoderConfig, prepare
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+attention_rows = importlib.import_module("attention_rows")
 decode = importlib.import_module("decode")
 decode_error = importlib.import_module("decode_error")
 loops = importlib.import_module("loops")
+ops = importlib.import_module("ops")
 pure_jax = importlib.import_module("pure_jax")
 random_model = importlib.import_module("random_model")
 rows = importlib.import_module("rows")
@@ -180,13 +182,71 @@ def test_sample(monkeypatch, tmp_path):
     assert "over_greedy_us" in report["results"][1]
 
 
+TINY_ATTENTION = (
+    attention_rows.Row("dense", (300, 300), 16, heads=4, kv_heads=2, over={"cudnn": 1.05}),
+    attention_rows.Row("ragged", (7, 130, 64), 16, heads=4, kv_heads=2, over={"cudnn_padded": 2}),
+)
+
+
+def test_ops(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(attention_rows, "BASELINE", "xla")
+    options = ["--repeats", "2", "--loop-seconds", "0"]
+    report = run(ops, options, monkeypatch, tmp_path, rows=TINY_ATTENTION)
+    dense, ragged = report["results"]
+    assert (dense["row"], ragged["row"]) == ("dense", "ragged")
+    for row, names in ((dense, ["cudnn"]), (ragged, ["cudnn_lengths", "cudnn_padded"])):
+        for name in ("eet_jax", *names):
+            assert row[name]["us"] > 0
+            assert row[name]["tflops"] == pytest.approx(row["gigaflop"] / row[name]["us"], abs=0.1)
+            # What bfloat16 rounds: another order of keys or queries would be off by as much as 1.
+            assert 1e-4 < row[name]["error"]["relative"] < 1e-2
+            assert row[name]["error"]["largest"] < 3e-2
+        assert "met" not in row  # targets are an H200's
+    assert dense["gigaflop"] == pytest.approx(2 * 2 * 300**2 * 16 * 4 / 1e9, abs=1e-3)
+    assert "cudnn_padded" in capsys.readouterr().out
+
+
+def test_ops_without_cudnn(monkeypatch, tmp_path):
+    if jax.default_backend() != "cpu":
+        pytest.skip("there may be cuDNN")
+    options = ["--rows", "den*", "--repeats", "1", "--loop-seconds", "0", "--no-errors"]
+    report = run(ops, options, monkeypatch, tmp_path, rows=TINY_ATTENTION)
+    (row,) = report["results"]
+    assert "Error: " in row["cudnn"]["refused"]
+    assert "error" not in row["eet_jax"]
+    with pytest.raises(SystemExit, match="no row is named"):
+        ops.main(["--rows", "none"], rows=TINY_ATTENTION)
+
+
+def test_ops_targets():
+    row = attention_rows.Row("row", (8,), 8, target=630.0, over={"cudnn": 1.05})
+    ours = {"tflops": 640.0, "error": {"relative": 1e-3}}
+    theirs = {"tflops": 600.0, "error": {"relative": 2e-3}}
+    found = ops.judged(row, {"eet_jax": ours, "cudnn": theirs})
+    assert found == {"target_tflops": 630.0, "met": True, "as_exact": True}
+    found = ops.judged(row, {"eet_jax": ours, "cudnn": theirs | {"tflops": 620.0}})
+    assert found["target_tflops"] == 651.0
+    assert not found["met"]
+    found = ops.judged(row, {"eet_jax": ours, "cudnn": {"refused": "no"}})
+    assert found == {"target_tflops": 630.0, "met": True}
+
+
+def test_the_rows_of_ops_are_the_issues():
+    flop = {row.name: row.flop for row in attention_rows.ROWS}
+    assert flop["causal/128/32768"] == 2 * 32768**2 * 128 * 32
+    assert flop["causal/64/4096/4"] == 4 * 2 * 4096**2 * 64 * 32
+    assert len(flop) == 5
+
+
 def test_tables(tmp_path):
     source = {"device": "GPU", "jax": "0.1", "commit": "abc"}
     row = {"model": "m", "dtype": "bfloat16", "batch": 1, "context": 8, "per": "step"}
     decoded = row | {"eet_jax": {"us": 612.4}, "pure_jax": {"us": 1418.0}, "floor_us": 54.02}
     errors = row | {"eet_jax": 0.011, "pure_jax": 0.012}
     drawn = {"setting": "top_k_top_p", "batch": 64, "eet_jax": {"us": 31.0}}
-    results = {"decode": decoded, "sample": drawn, "decode_error": errors}
+    rate = {"prompts": [64, 8], "head_dim": 128, "eet_jax": {"tflops": 610.5},
+            "cudnn_lengths": {"refused": "x"}, "cudnn_padded": {"tflops": 300.0}}  # fmt: skip
+    results = {"decode": decoded, "sample": drawn, "decode_error": errors, "ops": rate}
     text = "# Title\n"
     for name, result in results.items():
         report = {"benchmark": name, "command": f"run {name}", **source, "results": [result]}
@@ -203,6 +263,10 @@ def test_tables(tmp_path):
     assert "| m bfloat16, batch 1, context 8 | 612 µs | 1.42 ms | 54.0 µs |" in written
     assert "| top-k, top-p | 64 | 31.0 µs | - |" in written
     assert "| m bfloat16, batch 1 | 1.10e-02 | 1.20e-02 |" in written
+    ops_line = (
+        "| attention, 2 x 8 to 64 tokens, head_dim 128 | 610.5 TFLOP/s | - | 300.0 TFLOP/s | - |"
+    )
+    assert ops_line in written
     assert "`run sample` on GPU, jax 0.1, commit abc:" in written
     assert "old" not in written
 

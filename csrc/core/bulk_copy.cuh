@@ -44,6 +44,12 @@ class Barrier {
     return done;
   }
 
+  // Until that phase has ended.
+  __device__ __forceinline__ void Wait(int parity) {
+    while (!TryWait(parity)) {
+    }
+  }
+
   __device__ __forceinline__ uint32_t Address() const { return SharedAddress(&state_); }
 
  private:
@@ -55,11 +61,26 @@ __device__ __forceinline__ void FenceBarriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// Orders this thread's accesses to shared memory before what the copy engine and products do there.
+__device__ __forceinline__ void FenceSharedCopies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 // Tells the second cache that lines are read once, so that what is read again stays.
 __device__ __forceinline__ uint64_t ReadOncePolicy() {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
+}
+
+// Copies a box of a map made by MakeBoxes: x, y, z, w are its first ones, the innermost first.
+__device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap& map, int x, int y,
+                                        int z, int w, Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier.Address())
+      : "memory");
 }
 
 // Copies a box of a map made by MakeRowTiles: `chunk` and `row` are its first ones.

@@ -22,17 +22,19 @@ struct AttentionArgs {
   const int32_t* lengths;     // [batch], keys of each row when dense, or nullptr: key_len
   const float* alibi_slopes;  // [heads] or nullptr
   T* out;                     // [tokens, heads, head_dim]
-  int64_t tokens, batch, query_len, key_len, heads, kv_heads, head_dim, page_size, max_pages;
-  float scale, soft_cap;  // soft_cap 0: none
-  int64_t window;         // 0: none
+  int64_t tokens, batch, query_len, key_len, heads, kv_heads, head_dim;
+  int64_t pages, page_size, max_pages;  // 0 when dense
+  float scale, soft_cap;                // soft_cap 0: none
+  int64_t window;                       // 0: none
   bool causal;
 };
 
 template <typename T>
 void Attention(Stream stream, const AttentionArgs<T>& args);
 
-// Tiles of keys start at multiples of this, wherever the query is. A tile whose keys a query does
-// not see changes no bit of its result, so neither do the query's neighbours nor chunking.
+// Tiles of keys start at multiples of their size, wherever the query is: of this, but for Hopper's
+// kernel. A tile whose keys a query does not see changes no bit of its result, so neither do the
+// query's neighbours nor chunking.
 constexpr int kTileKeys = 64;
 
 // A query: the row whose keys it sees, its position, and the keys; none for a row out of range.

@@ -1,8 +1,11 @@
-// Attention on the GPU: launches the kernel of the element type and the padded head size.
+// Attention on the GPU: launches Hopper's own kernel where there is one for the arguments, else
+// that of the element type and the padded head size.
 #include <type_traits>
 
+#include "core/launch.cuh"
 #include "ops/attention_fma.cuh"
 #include "ops/attention_mma.cuh"
+#include "ops/attention_sm90.h"
 
 namespace eet {
 
@@ -30,6 +33,9 @@ static void LaunchDim(Stream stream, const AttentionArgs<T>& args) {
 template <typename T>
 void Attention(Stream stream, const AttentionArgs<T>& args) {
   if (args.tokens == 0 || args.heads == 0) return;
+  if constexpr (sizeof(T) == 2) {
+    if (ComputeMajor() == 9 && AttentionSm90Takes(args)) return AttentionSm90(stream, args);
+  }
   if (args.head_dim <= 64) return LaunchDim<T, 64>(stream, args);
   if (args.head_dim <= 96) return LaunchDim<T, 96>(stream, args);
   if (args.head_dim <= 128) return LaunchDim<T, 128>(stream, args);

@@ -19,6 +19,7 @@ static void ReadKeys(const ffi::AnyBuffer& k, const ffi::AnyBuffer& v,
   const int64_t layer_size = shape[1] * shape[2] * shape[3] * shape[4];
   args.k += layer * layer_size;
   args.v += layer * layer_size;
+  args.pages = shape[1];
   args.kv_heads = shape[2];
   args.page_size = shape[3];
   args.page_table = Data<int32_t>(page_table);

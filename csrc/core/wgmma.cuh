@@ -1,0 +1,139 @@
+// Hopper's warpgroup products: four warps multiply 64 rows by N columns, asynchronously, with the
+// second operand (and maybe the first) in shared memory and float32 sums in registers.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.h"
+
+namespace eet {
+
+constexpr int kGroupThreads = 128;  // of a warpgroup
+constexpr int kGroupRows = 64;      // of its product
+
+// How a tile lies in shared memory: rows of `kSpan` bytes one after the other, 16-byte pieces
+// permuted within the row as the copy engine's swizzle of that span does it.
+template <int kSpan>
+struct Swizzle {
+  static_assert(kSpan == 32 || kSpan == 64 || kSpan == 128);
+  static constexpr uint64_t kMode = kSpan == 128 ? 1 : kSpan == 64 ? 2 : 3;
+  static constexpr int kAtomBytes = 8 * kSpan;  // eight rows, in which the pattern repeats
+};
+
+// The descriptor of an operand in shared memory. `leading`: bytes from one group of kSpan / 2
+// columns to the next where columns are the product's rows or columns (transposed operands).
+template <int kSpan>
+__device__ __forceinline__ uint64_t OperandAt(uint32_t address, uint32_t leading = 16) {
+  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{leading >> 4} << 16 |
+         uint64_t{Swizzle<kSpan>::kAtomBytes >> 4} << 32 | Swizzle<kSpan>::kMode << 62;
+}
+
+// Before the first product of a group: what the registers hold is ready.
+__device__ __forceinline__ void StartProducts() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// Closes the group of the products started since the last one.
+__device__ __forceinline__ void CommitProducts() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Keeps the compiler from using sums, or reusing operands, before this point.
+template <int kCount>
+__device__ __forceinline__ void Pin(float (&registers)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
+
+template <int kCount>
+__device__ __forceinline__ void Pin(uint32_t (&registers)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
+}
+
+// Waits until at most `kPending` groups are under way; `sums` are those of the groups that ended.
+template <int kPending, int kCount>
+__device__ __forceinline__ void WaitProducts(float (&sums)[kCount]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+  Pin(sums);
+}
+
+// One step of 16 along the summed dimension. A thread holds of the sums [64, kN], with group =
+// lane / 4 and pair = lane % 4 * 2: sums[4 * n + 2 * i + j] at row 16 * warp + group + 8 * i and
+// column 8 * n + pair + j.
+template <typename T, int kN>
+struct Product;
+
+// Eight operands, as text and as what it stands for.
+#define EET_TEXT_0 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define EET_TEXT_1 "%8, %9, %10, %11, %12, %13, %14, %15"
+#define EET_TEXT_2 "%16, %17, %18, %19, %20, %21, %22, %23"
+#define EET_TEXT_3 "%24, %25, %26, %27, %28, %29, %30, %31"
+#define EET_TEXT_4 "%32, %33, %34, %35, %36, %37, %38, %39"
+#define EET_TEXT_5 "%40, %41, %42, %43, %44, %45, %46, %47"
+#define EET_TEXT_6 "%48, %49, %50, %51, %52, %53, %54, %55"
+#define EET_TEXT_7 "%56, %57, %58, %59, %60, %61, %62, %63"
+#define EET_TEXT_8 "%64, %65, %66, %67, %68, %69, %70, %71"
+#define EET_TEXT_9 "%72, %73, %74, %75, %76, %77, %78, %79"
+#define EET_TEXT_10 "%80, %81, %82, %83, %84, %85, %86, %87"
+#define EET_TEXT_11 "%88, %89, %90, %91, %92, %93, %94, %95"
+#define EET_TEXT_12 "%96, %97, %98, %99, %100, %101, %102, %103"
+#define EET_TEXT_13 "%104, %105, %106, %107, %108, %109, %110, %111"
+#define EET_TEXT_14 "%112, %113, %114, %115, %116, %117, %118, %119"
+#define EET_TEXT_15 "%120, %121, %122, %123, %124, %125, %126, %127"
+#define EET_SUMS(b)                                                                               \
+  "+f"(d[8 * b]), "+f"(d[8 * b + 1]), "+f"(d[8 * b + 2]), "+f"(d[8 * b + 3]), "+f"(d[8 * b + 4]), \
+      "+f"(d[8 * b + 5]), "+f"(d[8 * b + 6]), "+f"(d[8 * b + 7])
+#define EET_TEXTS_64 EET_TEXT_0 ", " EET_TEXT_1 ", " EET_TEXT_2 ", " EET_TEXT_3
+#define EET_SUMS_64 EET_SUMS(0), EET_SUMS(1), EET_SUMS(2), EET_SUMS(3)
+#define EET_TEXTS_80 EET_TEXTS_64 ", " EET_TEXT_4
+#define EET_SUMS_80 EET_SUMS_64, EET_SUMS(4)
+#define EET_TEXTS_96 EET_TEXTS_80 ", " EET_TEXT_5
+#define EET_SUMS_96 EET_SUMS_80, EET_SUMS(5)
+#define EET_TEXTS_128 EET_TEXTS_96 ", " EET_TEXT_6 ", " EET_TEXT_7
+#define EET_SUMS_128 EET_SUMS_96, EET_SUMS(6), EET_SUMS(7)
+#define EET_TEXTS_160 EET_TEXTS_128 ", " EET_TEXT_8 ", " EET_TEXT_9
+#define EET_SUMS_160 EET_SUMS_128, EET_SUMS(8), EET_SUMS(9)
+#define EET_TEXTS_256                                                               \
+  EET_TEXTS_160 ", " EET_TEXT_10 ", " EET_TEXT_11 ", " EET_TEXT_12 ", " EET_TEXT_13 \
+                ", " EET_TEXT_14 ", " EET_TEXT_15
+#define EET_SUMS_256 \
+  EET_SUMS_160, EET_SUMS(10), EET_SUMS(11), EET_SUMS(12), EET_SUMS(13), EET_SUMS(14), EET_SUMS(15)
+
+#define EET_PRODUCT(type, name, n, i0, i1, i2, i3, i4)                                       \
+  template <>                                                                                \
+  struct Product<type, n> {                                                                  \
+    /* d (+)= a b', rows of a and of b running along the summed dimension. */                \
+    static __device__ __forceinline__ void OfRows(float (&d)[n / 2], uint64_t a, uint64_t b, \
+                                                  bool add) {                                \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #i2                              \
+                   ", 0;\n"                                                                  \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name           \
+                   " {" EET_TEXTS_##n "}, %" #i0 ", %" #i1 ", add, 1, 1, 0, 0;\n}"           \
+                   : EET_SUMS_##n                                                            \
+                   : "l"(a), "l"(b), "r"(int(add)));                                         \
+    }                                                                                        \
+    /* d += a b, a in registers, rows of b running along d's rows. */                        \
+    static __device__ __forceinline__ void OfRegisters(float (&d)[n / 2], const uint32_t* a, \
+                                                       uint64_t b) {                         \
+      asm volatile(                                                                          \
+          "{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\n"                                     \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name " {" EET_TEXTS_##n \
+          "}, {%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #i4 ", add, 1, 1, 1;\n}"          \
+          : EET_SUMS_##n                                                                     \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                             \
+    }                                                                                        \
+  };
+
+#define EET_PRODUCTS(n, ...)                    \
+  EET_PRODUCT(bfloat16, "bf16", n, __VA_ARGS__) \
+  EET_PRODUCT(float16, "f16", n, __VA_ARGS__)
+
+EET_PRODUCTS(64, 32, 33, 34, 35, 36)
+EET_PRODUCTS(80, 40, 41, 42, 43, 44)
+EET_PRODUCTS(96, 48, 49, 50, 51, 52)
+EET_PRODUCTS(128, 64, 65, 66, 67, 68)
+EET_PRODUCTS(160, 80, 81, 82, 83, 84)
+EET_PRODUCTS(256, 128, 129, 130, 131, 132)
+
+}  // namespace eet

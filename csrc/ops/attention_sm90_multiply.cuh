@@ -1,0 +1,262 @@
+// The warpgroups of attention on Hopper that multiply: 64 queries each.
+#pragma once
+
+#include "ops/attention_sm90_softmax.cuh"
+
+namespace eet {
+
+// As the compiler has to know it: the same in all lanes. Else it runs products one by one.
+__device__ __forceinline__ int Uniform(int value) { return __shfl_sync(kFullMask, value, 0); }
+
+// Warpgroups take turns in starting products; each waits for its turn and passes it on.
+template <class Shape>
+struct Turns {
+  int group;
+
+  __device__ __forceinline__ void Begin() const {
+    if (group == Shape::kGroups - 1) Pass();  // the first turn is group 0's
+  }
+
+  __device__ __forceinline__ void Wait() const {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(2 * kGroupThreads) : "memory");
+  }
+
+  __device__ __forceinline__ void Pass() const {
+    const int next = group + 1 == Shape::kGroups ? 0 : group + 1;
+    asm volatile("bar.arrive %0, %1;" ::"r"(1 + next), "n"(2 * kGroupThreads) : "memory");
+  }
+};
+
+template <class Shape>
+class Multiplier {
+ public:
+  using T = typename Shape::T;
+  static constexpr int kDim = Shape::kDim;
+
+  __device__ __forceinline__ Multiplier(const AttentionArgs<T>& args,
+                                        AttentionShared<Shape>& shared, int group)
+      : args_(args),
+        shared_(shared),
+        turns_{group},
+        group_(group),
+        queries_(OperandAt<Shape::kSpan>(SharedAddress(shared.queries[group]))) {}
+
+  __device__ __forceinline__ void Run() {
+    turns_.Begin();
+    for (RingSlot<kUnitSlots> slot;; slot.Advance()) {
+      shared_.unit_full[slot.index].Wait(slot.parity);
+      const Unit& unit = shared_.units[slot.index];
+      const int count = Uniform(unit.count);
+      if (count == 0) return;
+      Work(unit);
+      __syncwarp();
+      if (IsFirstLane()) shared_.unit_empty[slot.index].Arrive();
+    }
+  }
+
+ private:
+  using Values = float[kDim / 2];  // as Scores, of columns instead of keys
+
+  static __device__ __forceinline__ int Lane() { return threadIdx.x % kWarpSize; }
+  static __device__ __forceinline__ bool IsFirstLane() { return Lane() == 0; }
+
+  // The first of this thread's two queries in the unit.
+  __device__ __forceinline__ int FirstQuery() const {
+    return group_ * kGroupRows + threadIdx.x % kGroupThreads / kWarpSize * 16 + Lane() / 4;
+  }
+
+  __device__ __forceinline__ void Work(const Unit& unit) {
+    const int lead = Uniform(unit.lead), full = Uniform(unit.full), trail = Uniform(unit.trail);
+    int tile = Uniform(unit.last_tile);
+    SoftmaxPair softmax;
+    Values values;
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) values[i] = 0.0f;
+    if (lead + full + trail > 0) {
+      Weights<Shape> weights;
+      First(unit, tile, softmax, weights);
+      const int lead_end = tile - max(lead, 1), full_end = tile - lead - full;
+      const int end = full_end - trail;
+      --tile;
+#pragma unroll 1
+      for (; tile > lead_end; --tile) Step<true>(unit, tile, softmax, weights, values);
+#pragma unroll 1
+      for (; tile > full_end; --tile) Step<false>(unit, tile, softmax, weights, values);
+#pragma unroll 1
+      for (; tile > end; --tile) Step<true>(unit, tile, softmax, weights, values);
+      if (IsFirstLane()) shared_.query_empty[group_].Arrive();
+      Last(weights, values);
+    }
+    Write(unit, softmax, values);
+  }
+
+  // Starts scores = queries keys'.
+  __device__ __forceinline__ void StartScores(Scores<Shape>& scores) {
+    const uint64_t keys = OperandAt<Shape::kSpan>(SharedAddress(shared_.keys[key_slot_.index]));
+    constexpr int kSteps = Shape::kChunk / 16;
+    StartProducts();
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      constexpr int kQueryChunk = kGroupRows * Shape::kSpan,
+                    kKeyChunk = Shape::kKeys * Shape::kSpan;
+      Product<T, Shape::kKeys>::OfRows(
+          scores, queries_ + (k / kSteps * kQueryChunk + k % kSteps * 32) / 16,
+          keys + (k / kSteps * kKeyChunk + k % kSteps * 32) / 16, k > 0);
+    }
+    CommitProducts();
+  }
+
+  // Starts sums += weights values.
+  __device__ __forceinline__ void StartValues(const Weights<Shape>& weights, Values& sums) {
+    const uint64_t values = OperandAt<Shape::kSpan>(
+        SharedAddress(shared_.values[value_slot_.index]), Shape::kKeys * Shape::kSpan);
+    StartProducts();
+#pragma unroll
+    for (int k = 0; k < Shape::kKeys / 16; ++k) {
+      Product<T, kDim>::OfRegisters(sums, weights + 4 * k, values + k * 16 * Shape::kSpan / 16);
+    }
+    CommitProducts();
+  }
+
+  __device__ __forceinline__ void AwaitKeys() {
+    shared_.key_full[key_slot_.index].Wait(key_slot_.parity);
+  }
+
+  __device__ __forceinline__ void AwaitValues(RingSlot<Shape::kStages> slot) {
+    shared_.value_full[slot.index].Wait(slot.parity);
+  }
+
+  __device__ __forceinline__ void ReleaseKeys() {
+    if (IsFirstLane()) shared_.key_empty[key_slot_.index].Arrive();
+    key_slot_.Advance();
+  }
+
+  __device__ __forceinline__ void ReleaseValues() {
+    if (IsFirstLane()) shared_.value_empty[value_slot_.index].Arrive();
+    value_slot_.Advance();
+  }
+
+  // From products to weights.
+  template <bool kMasked>
+  __device__ __forceinline__ void Weigh(const Unit& unit, int tile, SoftmaxPair& softmax,
+                                        float (&factors)[2], Scores<Shape>& scores) {
+    const int key = tile * Shape::kKeys + Lane() % 4 * 2, position = unit.position + FirstQuery();
+    float scale = args_.scale * kLog2E;
+    if constexpr (Shape::kBiased) {
+      const float slope = args_.alibi_slopes ? args_.alibi_slopes[unit.head] : 0.0f;
+      Bias<Shape>(args_, slope, key, position, scores);
+      scale = 1.0f;
+    }
+    if constexpr (kMasked) Mask<Shape>(args_, unit.length, key, position, scores);
+    ToWeights<Shape, kMasked>(scale, softmax, factors, scores);
+  }
+
+  __device__ __forceinline__ void First(const Unit& unit, int tile, SoftmaxPair& softmax,
+                                        Weights<Shape>& weights) {
+    shared_.query_full[group_].Wait(query_parity_);
+    query_parity_ ^= 1;
+    AwaitKeys();
+    Scores<Shape> scores;
+    StartScores(scores);
+    WaitProducts<0>(scores);
+    ReleaseKeys();
+    float factors[2];
+    Weigh<true>(unit, tile, softmax, factors, scores);
+    AwaitValues(value_slot_);
+    PackWeights<Shape>(scores, weights);
+  }
+
+  // Multiplies the weights of the tile before with its values while the weights of this tile are
+  // computed. Values are waited for a step ahead.
+  template <bool kMasked>
+  __device__ __forceinline__ void Step(const Unit& unit, int tile, SoftmaxPair& softmax,
+                                       Weights<Shape>& weights, Values& values) {
+    Scores<Shape> scores;
+    AwaitKeys();
+    turns_.Wait();
+    StartScores(scores);
+    StartValues(weights, values);
+    turns_.Pass();
+    WaitProducts<1>(scores);
+    ReleaseKeys();
+    float factors[2];
+    Weigh<kMasked>(unit, tile, softmax, factors, scores);
+    // Before the products are waited for: else the compiler has the weights wait for them, too.
+    Pin(scores);
+    RingSlot<Shape::kStages> next = value_slot_;
+    next.Advance();
+    AwaitValues(next);
+    WaitProducts<0>(values);
+    Pin(weights);
+    ReleaseValues();
+    PackWeights<Shape>(scores, weights);
+#pragma unroll
+    for (int i = 0; i < kDim / 2; ++i) values[i] *= factors[i / 2 % 2];
+  }
+
+  __device__ __forceinline__ void Last(const Weights<Shape>& weights, Values& values) {
+    StartValues(weights, values);
+    WaitProducts<0>(values);
+    ReleaseValues();
+  }
+
+  __device__ __forceinline__ void Write(const Unit& unit, SoftmaxPair& softmax, Values& values) {
+    const int64_t stride = args_.heads * kDim;
+    T* out = args_.out + int64_t{unit.token + FirstQuery()} * stride + unit.head * kDim;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float sum = softmax.sum[i];
+      sum += __shfl_xor_sync(kFullMask, sum, 1);
+      sum += __shfl_xor_sync(kFullMask, sum, 2);
+      const float normalizer = sum > 0.0f ? 1.0f / sum : 0.0f;
+      WriteRow(values, i, normalizer, out + 8 * i * stride, FirstQuery() + 8 * i < unit.count);
+    }
+  }
+
+  // One row of four lanes, which first exchange words so that each has eight neighbours.
+  __device__ __forceinline__ void WriteRow(const Values& values, int i, float normalizer, T* out,
+                                           bool valid) {
+    constexpr int kBlocks = kDim / 8;
+    const int lane = Lane() % 4;
+    const auto word = [&](int n) {
+      return PackPair(values[4 * n + 2 * i] * normalizer, values[4 * n + 2 * i + 1] * normalizer,
+                      std::type_identity<T>{});
+    };
+#pragma unroll
+    for (int n = 0; n + 4 <= kBlocks; n += 4) {
+      uint32_t words[4] = {word(n), word(n + 1), word(n + 2), word(n + 3)};
+      TransposeFour(words);
+      if (valid) {
+        reinterpret_cast<uint4*>(out)[n + lane] = {words[0], words[1], words[2], words[3]};
+      }
+    }
+#pragma unroll
+    for (int n = kBlocks / 4 * 4; n < kBlocks; ++n) {
+      if (valid) reinterpret_cast<uint32_t*>(out)[4 * n + lane] = word(n);
+    }
+  }
+
+  // words[j] of lane l becomes words[l] of lane j, among four lanes.
+  static __device__ __forceinline__ void TransposeFour(uint32_t (&words)[4]) {
+#pragma unroll
+    for (int step = 1; step <= 2; step *= 2) {
+      const bool upper = Lane() & step;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (j & step) continue;
+        const uint32_t other = __shfl_xor_sync(kFullMask, upper ? words[j] : words[j + step], step);
+        (upper ? words[j] : words[j + step]) = other;
+      }
+    }
+  }
+
+  const AttentionArgs<T>& args_;
+  AttentionShared<Shape>& shared_;
+  const Turns<Shape> turns_;
+  const int group_;
+  const uint64_t queries_;
+  RingSlot<Shape::kStages> key_slot_, value_slot_;
+  int query_parity_ = 0;
+};
+
+}  // namespace eet
