@@ -15,6 +15,7 @@ from report import median_us, timed
 import eet_jax
 from eet_jax import DecoderConfig, requests
 from eet_jax.generation import CHUNK_STEPS, _decode_chunk, _first
+from xla_ops import Limits
 
 
 class Loop(Protocol):
@@ -40,7 +41,7 @@ class EetLoop:
         sampling = requests.sampling(
             batch, 0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
         )
-        limits = (np.int32(1 << 30), np.full(requests.MAX_EOS, -1, np.int32))
+        limits = Limits(np.int32(1 << 30), np.full(requests.MAX_EOS, -1, np.int32))
         self.options = jax.device_put((sampling, limits, np.zeros(batch, bool)))
         self.state = filled(eet_jax.init_state(config, batch, start + steps), start)
 

@@ -19,8 +19,7 @@ import report
 from random_model import random_key
 
 from eet_jax import requests
-from eet_jax.requests import Sampling
-from xla_ops import sample
+from xla_ops import Sampling, sample
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},

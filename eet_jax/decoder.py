@@ -222,57 +222,67 @@ def decode_active(
     implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     """The body of a decode loop: one token for the ``active`` rows, whose pages are reserved."""
-    batch, page_size = state.batch, state.k.shape[3]
-    at = jnp.minimum(state.lengths, state.capacity - 1) // page_size
-    page = jnp.take_along_axis(state.page_table, at[:, None], axis=1)[:, 0]
-    room = (state.lengths < min(state.capacity, config.max_seq_len)) & (page > 0)
-    rows = jnp.where(active & room, jnp.arange(batch, dtype=jnp.int32), -1)
+    lengths = state.lengths
+    rows = xla_ops.rows_with_room(state.page_table, lengths, active, **row_limits(config, state))
     stream = ends.embed(
-        config, weights, tokens, state.lengths, into=state.residual, implementation=implementation
+        config, weights, tokens, lengths, into=state.residual, implementation=implementation
     )
+    state = dataclasses.replace(state, residual=stream, lengths=lengths + (rows >= 0))
+    placed = Tokens(rows, lengths, positions.rotary_table(config, lengths))
+    return decode_embedded(config, weights, placed, state, implementation)
+
+
+def row_limits(config: DecoderConfig, state: DecodeState) -> dict[str, Any]:
+    """What decides whether a row has room for a token: page_size and max_length."""
+    return {
+        "page_size": state.k.shape[3],
+        "max_length": min(state.capacity, config.max_seq_len),
+    }
+
+
+def decode_embedded(
+    config: DecoderConfig,
+    weights: Prepared,
+    tokens: Tokens,
+    state: DecodeState,
+    implementation: str | None = None,
+) -> tuple[jax.Array, DecodeState]:
+    """A step of tokens that are in the residual stream, and counted in the lengths, already.
+
+    Logits are NaN where ``tokens.rows`` is -1.
+    """
     if persistent.takes(config, state, implementation):
-        logits, state = _run_step(config, weights, stream, rows, state, implementation)
-    else:
-        stream, state = _run_layers(
-            config, weights, stream, rows, state.lengths, state, implementation, decode=True
-        )
-        logits = ends.logits(
-            config, weights, stream[:batch], path="decode", implementation=implementation
-        )
-    lengths = state.lengths + (rows >= 0)
-    logits = jnp.where((active & ~room)[:, None], jnp.nan, logits)
-    return logits, dataclasses.replace(state, lengths=lengths)
+        return _run_step(config, weights, tokens, state, implementation)
+    stream, state = _run_layers(
+        config, weights, state.residual, tokens, state, implementation, decode=True
+    )
+    hidden = jnp.where(tokens.rows[:, None] < 0, jnp.nan, stream[: state.batch])
+    logits = ends.logits(config, weights, hidden, path="decode", implementation=implementation)
+    return logits, state
 
 
 def _run_step(
     config: DecoderConfig,
     weights: Prepared,
-    stream: jax.Array,
-    rows: jax.Array,
+    tokens: Tokens,
     state: DecodeState,
     implementation: str | None,
 ) -> tuple[jax.Array, DecodeState]:
-    """All layers and the head for one token of each of ``rows``, in one call."""
+    """All layers and the head, in one call."""
     logits, k, v, workspace, status = xla_ops.decode_step(
-        stream,
+        state.residual,
         weights.attention,
         weights.mlp,
         HeadWeights(weights.final_scale, weights.final_bias, weights.head),
         KvCache(state.k, state.v, state.page_table),
-        Tokens(rows, state.lengths, positions.rotary_table(config, state.lengths)),
-        workspace=state.workspace,
+        tokens,
+        state.workspace,
+        state.status,
         options=layer_options(config, 0, decode=True, pooled=state.pooled),
         windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
         implementation=implementation,
     )
-    state = dataclasses.replace(
-        state,
-        k=k,
-        v=v,
-        workspace=workspace,
-        residual=stream,
-        status=jnp.maximum(state.status, status),
-    )
+    state = dataclasses.replace(state, k=k, v=v, workspace=workspace, status=status)
     return ends.cap_logits(config, logits), state
 
 
@@ -299,22 +309,22 @@ def _run_chunk(
         embeds = packed.embeds[jnp.maximum(rows, 0), packed.offsets[inside]].astype(config.dtype)
         embeds = ends.add_positions(weights, embeds, at)
         stream = jax.lax.dynamic_update_slice(state.residual, embeds, (0, 0))
-    return _run_layers(config, weights, stream, rows, at, state, implementation)
+    tokens = Tokens(rows, at, positions.rotary_table(config, at))
+    return _run_layers(config, weights, stream, tokens, state, implementation)
 
 
 def _run_layers(
     config: DecoderConfig,
     weights: Prepared,
     stream: jax.Array,
-    rows: jax.Array,
-    at: jax.Array,
+    tokens: Tokens,
     state: DecodeState,
     implementation: str | None,
     *,
     decode: bool = False,
 ) -> tuple[jax.Array, DecodeState]:
-    """All layers on the residual stream of packed tokens, of ``rows`` and at positions ``at``."""
-    tokens = Tokens(rows, at, positions.rotary_table(config, at), positions.alibi_slopes(config))
+    """All layers on the residual stream of packed tokens."""
+    tokens = tokens._replace(alibi_slopes=positions.alibi_slopes(config))
     k, v, workspace = state.k, state.v, state.workspace
     for layer in range(config.num_layers):
         options = layer_options(config, layer, decode=decode, pooled=state.pooled)

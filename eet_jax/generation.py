@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eet_jax import requests
+from eet_jax import positions, requests
 from eet_jax.config import DecoderConfig
-from eet_jax.decoder import _prefill, decode_active
+from eet_jax.decoder import _prefill, decode_embedded, row_limits
 from eet_jax.pool import BufferPool
 from eet_jax.prepare import Prepared, prepare
-from eet_jax.requests import Request, Sampling
+from eet_jax.requests import Request
 from eet_jax.state import DecodeState, check_status, init_state, raise_failure, reserve
-from xla_ops import sample
+from xla_ops import InputTables, Limits, Progress, Record, Sampling, Tokens, advance
 
 CHUNK_STEPS = 16
 """The most tokens of a row between two looks of the host at who is done."""
@@ -303,7 +303,7 @@ def _decode_chunk(
     weights: Prepared,
     loop: Loop,
     sampling: Sampling,
-    limits: Any,
+    limits: Limits,
     stopped: Any,
     *,
     steps: int = CHUNK_STEPS,
@@ -313,44 +313,53 @@ def _decode_chunk(
 
     ``stopped`` `[batch]` are rows that the host has ended.
     """
-    max_new_tokens, eos = limits
     loop = dataclasses.replace(loop, done=loop.done | stopped)
     batch = loop.done.shape[0]
-    left = jnp.where(loop.done, 0, jnp.clip(max_new_tokens - loop.generated, 0, steps))
+    left = jnp.clip(limits.max_new_tokens - loop.generated, 0, steps)
+    left = jnp.where(loop.done, 0, left)
     loop = dataclasses.replace(loop, state=reserve(loop.state, loop.state.lengths + left))
-    out = (
-        jnp.zeros((steps, batch), jnp.int32),
-        jnp.zeros((steps, batch), jnp.float32),
-        jnp.zeros((steps, batch), bool),
+    record = Record(
+        tokens=jnp.zeros((steps, batch), jnp.int32),
+        logprobs=jnp.zeros((steps, batch), jnp.float32),
+        active=jnp.zeros((steps, batch), bool),
     )
 
-    def step(i: Any, carry: Any) -> Any:
-        loop, out = carry
-        active = ~loop.done & (loop.generated < max_new_tokens)
-        tokens, logprobs = sample(
-            loop.logits,
-            sampling.keys,
-            loop.state.lengths,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            seen=loop.seen,
-        )
-        logits, state = decode_active(config, weights, tokens, loop.state, active)
-        loop = Loop(
-            state=state,
-            logits=logits,
-            seen=loop.seen.at[jnp.arange(batch), tokens].max(active),
-            generated=loop.generated + active,
-            done=loop.done | (active & jnp.any(tokens[:, None] == eos, axis=1)),
-        )
-        out = tuple(
-            jax.lax.dynamic_update_index_in_dim(stack, item, i, 0)
-            for stack, item in zip(out, (tokens, logprobs, active), strict=True)
-        )
-        return loop, out
+    def step(i: Any, carry: tuple[Loop, Record]) -> tuple[Loop, Record]:
+        tokens, loop, record = _next_tokens(config, weights, sampling, limits, i, *carry)
+        logits, state = decode_embedded(config, weights, tokens, loop.state)
+        return dataclasses.replace(loop, state=state, logits=logits), record
 
-    loop, out = jax.lax.fori_loop(0, steps, step, (loop, out))
-    return loop, (*out, loop.state.status[0])
+    loop, record = jax.lax.fori_loop(0, steps, step, (loop, record))
+    return loop, (*record, loop.state.status[0])
+
+
+def _next_tokens(
+    config: DecoderConfig,
+    weights: Prepared,
+    sampling: Sampling,
+    limits: Limits,
+    step: Any,
+    loop: Loop,
+    record: Record,
+) -> tuple[Tokens, Loop, Record]:
+    """Draws and records a token for every row, and embeds it in the residual stream."""
+    state = loop.state
+    frequencies, rotary_scale = positions.rotary_frequencies(config)
+    tokens, progress, record, residual = advance(
+        loop.logits,
+        sampling,
+        step,
+        state.page_table,
+        limits,
+        InputTables(weights.embedding, weights.position_embedding, frequencies),
+        Progress(loop.seen, loop.generated, loop.done, state.lengths),
+        record,
+        state.residual,
+        **row_limits(config, state),
+        embedding_scale=config.embedding_scale,
+        rotary_scale=rotary_scale,
+    )
+    seen, generated, done, lengths = progress
+    state = dataclasses.replace(state, lengths=lengths, residual=residual)
+    loop = dataclasses.replace(loop, state=state, seen=seen, generated=generated, done=done)
+    return tokens, loop, record

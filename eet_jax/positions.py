@@ -15,10 +15,18 @@ from eet_jax.rotary import inverse_frequencies
 
 def rotary_table(config: DecoderConfig, positions: jax.Array) -> jax.Array | None:
     """Cosines and sines `[..., rotary_size / 2, 2]` at ``positions``; None without rotation."""
-    if config.positions != "rotary":
+    frequencies, scale = rotary_frequencies(config)
+    if frequencies is None:
         return None
+    return xla_ops.rotary_table(positions, frequencies, scale=scale)
+
+
+def rotary_frequencies(config: DecoderConfig) -> tuple[jax.Array | None, float]:
+    """What the table is made of: angles at position 1 `[rotary_size / 2]` float32, and a factor."""
+    if config.positions != "rotary":
+        return None, 1.0
     frequencies, scale = inverse_frequencies(config)
-    return xla_ops.rotary_table(positions, jnp.asarray(frequencies), scale=scale)
+    return jnp.asarray(frequencies), scale
 
 
 def alibi_slopes(config: DecoderConfig) -> jax.Array | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,23 +12,13 @@ import numpy as np
 from eet_jax.config import DecoderConfig
 from eet_jax.masks import check_no_gaps
 from eet_jax.state import DecodeState
+from xla_ops import Limits, Sampling
 
 SMALLEST_PROMPT = 16
 SMALLEST_CAPACITY = 1024
 MAX_EOS = 8
 """Prompt lengths, capacities and end-of-sequence ids are padded to these, so that changing them
 compiles nothing."""
-
-
-class Sampling(NamedTuple):
-    """Per-row sampling options, all `[batch]`, and keys `[batch, 2]`; data, never static."""
-
-    keys: Any
-    temperature: Any
-    top_k: Any
-    top_p: Any
-    min_p: Any
-    repetition_penalty: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +39,11 @@ class Request:
         """Rows."""
         return self.tokens.shape[0]
 
-    def limits(self) -> tuple[np.int32, np.ndarray]:
+    def limits(self) -> Limits:
         """max_new_tokens and the padded end-of-sequence ids, as arrays."""
         eos = np.full(MAX_EOS, -1, np.int32)
         eos[: len(self.eos)] = self.eos
-        return np.int32(self.max_new_tokens), eos
+        return Limits(np.int32(self.max_new_tokens), eos)
 
     def ends(self, tokens: list[int]) -> tuple[bool, int]:
         """Whether a row ends with these tokens, and how many of them are a stop sequence."""

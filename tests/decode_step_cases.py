@@ -100,6 +100,7 @@ class Operands(NamedTuple):
     cache: KvCache
     tokens: Tokens
     workspace: jax.Array
+    status: jax.Array
 
 
 def make(case: Case, seed: int = 0) -> Operands:
@@ -145,6 +146,7 @@ def make(case: Case, seed: int = 0) -> Operands:
         cache=_cache(rng, c),
         tokens=_tokens(c),
         workspace=jnp.full(workspace_size(c), 255, jnp.uint8),
+        status=jnp.zeros(1, jnp.int32),
     )
 
 
@@ -196,12 +198,12 @@ def run(case: Case, given: Operands, implementation: str | None = None) -> Any:
 
 def reference(case: Case, given: Operands) -> Any:
     """Logits, k and v in plain JAX, in whatever dtype the operands have."""
-    return jitted(decode_step_reference, case)(*given[:-1])
+    return jitted(decode_step_reference, case)(*given[:-2])
 
 
 def phases(case: Case, given: Operands) -> list[LayerPhases]:
     """What each phase leaves in plain JAX."""
-    layers, *_ = jitted(decode_step_phases, case)(*given[:3], *given[4:-1])
+    layers, *_ = jitted(decode_step_phases, case)(*given[:3], *given[4:-2])
     return layers
 
 

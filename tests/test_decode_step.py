@@ -44,7 +44,8 @@ def naive(case, given):
         stream, k, v = (jnp.asarray(a) for a in naive_layer(operands, here, layer))
         cache = cache._replace(k=k, v=v)
     head = [0.0 if weight is None else float64(weight) for weight in given.head]
-    return naive_norm(float64(stream), head[0], head[1], case.options) @ head[2].T, k, v
+    logits = naive_norm(float64(stream), head[0], head[1], case.options) @ head[2].T
+    return np.where(active(given)[:, None], logits, np.nan), k, v
 
 
 @pytest.mark.parametrize("name", ["short", "gpt2", "windows", "gated_biases"])
@@ -61,6 +62,8 @@ def test_reference_matches_float64(name):
     assert got[1].dtype == got[2].dtype == jnp.bfloat16
     np.testing.assert_array_equal(workspace, given.workspace)
     assert np.asarray(status).tolist() == [0]
+    again = run(case, given._replace(status=jnp.asarray([7])), "reference")
+    assert np.asarray(again[-1]).tolist() == [7]
     rows = active(given)
     assert cases.error(got[0][rows], want[0][rows]) < 0.02
 
@@ -138,6 +141,8 @@ def float16(array):
         ("tokens.rows", lambda a: a[1:], ValueError, r"positions must have shape \(2,\)"),
         ("workspace", lambda a: a[None], ValueError, r"workspace must have shape \[bytes\], got"),
         ("workspace", lambda a: a.astype("int8"), TypeError, "workspace must have dtype uint8"),
+        ("status", lambda a: a[0], ValueError, r"status must have shape \(1,\), got \(\)"),
+        ("status", lambda a: a.astype("uint32"), TypeError, "status must have dtype int32"),
     ],
 )
 def test_operand_errors(path, change, error, match, implementation):
@@ -156,6 +161,7 @@ def test_operand_errors(path, change, error, match, implementation):
         (Case(**(SMALL | {"hidden": 24640})), "does not fit .*'hidden': 24640"),
         (Case(**(SMALL | {"intermediate": 96})), "does not fit .*'intermediate': 96"),
         (Case(**SMALL, windows=(1, 2, 3)), r"windows must have shape \(2,\), got \(3,\)"),
+        (Case(**SMALL, windows=(1, 1, 1)), r"windows must have shape \(2,\), got \(3,\)"),
         (Case(**SMALL, windows=(1, -2)), r"windows must be at least 0, got \(1, -2\)"),
         (Case(**SMALL, options=LayerOptions(soft_cap=2.0)), "no soft cap"),
         (Case(**SMALL, options=LayerOptions(parallel_residual=True)), "no parallel residual"),
@@ -231,8 +237,9 @@ def test_error_is_that_of_the_dtype(name):
     """Against float32, at most half as much again as plain JAX in the same dtype."""
     case, given = CASES[name], make(CASES[name])
     rows = active(given)
-    got = run(case, given)
-    assert np.asarray(got[4]).tolist() == [0]
+    got = run(case, given._replace(status=jnp.asarray([5])))
+    assert np.asarray(got[4]).tolist() == [5]  # of a step before
+    assert np.isnan(got[0][~rows]).all()
     want, rounded = reference(case, in_float32(given)), reference(case, given)
     assert got[0].shape == (case.batch, case.vocab)
     error = cases.error(got[0][rows], want[0][rows])

@@ -5,8 +5,11 @@ Where there is no GPU for the kernel, its plain JAX twin stands in for it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import importlib
+import re
 from unittest import mock
 
 import decode_step_cases as cases
@@ -14,18 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import custom_calls
 from test_decode_step import needs_kernel
 from test_decoder_options import random_params
 
 import eet_jax
 import xla_ops
-from eet_jax import generation, persistent
+from eet_jax import generation, persistent, requests
 from eet_jax.config import DecoderConfig
 from eet_jax.decoder import decode_active
 from eet_jax.forward import forward
 from eet_jax.params import init_params
 from eet_jax.plan import plan
 from eet_jax.state import reserve
+from xla_ops import Limits
 
 SIZES = {
     "vocab_size": 100,
@@ -223,9 +228,9 @@ def test_loops_keep_the_status_of_any_step(twin, weights):
     step = twin.side_effect
 
     def failing(*operands, **options):
-        *results, _ = step(*operands, **options)
+        *results, status = step(*operands, **options)
         position = operands[5].positions[:1]
-        return *results, jnp.where(position == 1, GIVEN_UP, 0)
+        return *results, jnp.where(position == 1, GIVEN_UP, status)
 
     twin.side_effect = failing
 
@@ -238,6 +243,30 @@ def test_loops_keep_the_status_of_any_step(twin, weights):
     for steps, status in ((1, 0), (3, GIVEN_UP)):
         state = jax.jit(run, static_argnums=1, donate_argnums=0)(init_state(CONFIG, 1), steps)
         assert np.asarray(state.status).tolist() == [status]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_loop_is_two_calls_a_step(weights, batch):
+    """On the GPU nothing else is computed but the loop's counter."""
+    state = init_state(CONFIG, batch)
+    prompts = np.ones((batch, 16), np.int32), np.full(batch, 16)
+    loop = generation._first(CONFIG, *prompts, jnp.zeros((batch, CONFIG.vocab_size)), state)
+    sampling = requests.sampling(
+        batch, 0, temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1
+    )
+    limits = Limits(np.int32(9), np.full(requests.MAX_EOS, -1, np.int32))
+    given = (weights, loop, sampling, limits, np.zeros(batch, bool))
+    chunk = functools.partial(generation._decode_chunk, CONFIG, steps=4)
+    assert custom_calls(chunk, *given, platform="cuda") == ["eet_advance", "eet_decode_step"]
+    text = jax.jit(chunk).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    (body,) = re.findall(r"^ *} do {\n(.*?stablehlo\.return)", text, re.MULTILINE | re.DOTALL)
+    lines = [line for line in body.splitlines() if not IDLE.search(line)]
+    ops = collections.Counter(re.findall(r"^ *%\S+ = (\S+) ", "\n".join(lines), re.MULTILINE))
+    assert ops == {"stablehlo.custom_call": 2, "stablehlo.add": 2}  # XLA finds one add enough
+
+
+IDLE = re.compile(r"constant|-> tensor<0x\w+>$|convert %\w+ : tensor<i32>$")
+"""Constants, absent operands, and a conversion from a type to itself."""
 
 
 def test_generation_raises_when_a_step_is_given_up(weights, monkeypatch):

@@ -1,5 +1,11 @@
 """Kernels for transformer decoders as JAX functions, each with a plain JAX reference."""
 
+from xla_ops._advance import InputTables as InputTables
+from xla_ops._advance import Limits as Limits
+from xla_ops._advance import Progress as Progress
+from xla_ops._advance import Record as Record
+from xla_ops._advance import advance as advance
+from xla_ops._advance import rows_with_room as rows_with_room
 from xla_ops._attention import attention as attention
 from xla_ops._attention_block import attention_block as attention_block
 from xla_ops._decode_attention import decode_attention as decode_attention
@@ -25,4 +31,5 @@ from xla_ops._mlp_block import mlp_block as mlp_block
 from xla_ops._rms_norm import rms_norm as rms_norm
 from xla_ops._rotary import rotary as rotary
 from xla_ops._rotary import rotary_table as rotary_table
+from xla_ops._sample import Sampling as Sampling
 from xla_ops._sample import sample as sample

@@ -68,6 +68,7 @@ def decode_step(
     cache: KvCache,
     tokens: Tokens,
     workspace: jax.Array,
+    status: jax.Array,
     *,
     options: LayerOptions,
     windows: Sequence[int] = (),
@@ -76,8 +77,8 @@ def decode_step(
     """Runs all layers and the head for at most 16 tokens of different rows.
 
     On CUDA only, for devices without a ``decode_step_problem`` and sizes of which
-    ``decode_step_fits`` is true; elsewhere call ``decoder_layer`` for each layer. Cache and
-    workspace are updated in place when donated.
+    ``decode_step_fits`` is true; elsewhere call ``decoder_layer`` for each layer. Cache, workspace
+    and status are updated in place when donated.
 
     A step whose parts wait too long for each other is given up, so that it cannot hang. How long is
     read from the environment when the step is traced: ``EET_JAX_WAIT_LIMIT`` microseconds, by
@@ -86,16 +87,17 @@ def decode_step(
     Args:
         x: `[at least tokens, hidden]`, the embedded tokens, bfloat16 or float16, the dtype of
             weights and cache.
-        tokens: ``rows`` of -1 are passed through without attention, their logits mean nothing.
+        tokens: ``rows`` of -1 are passed through without attention, their logits are NaN.
         workspace: `[bytes]` uint8, of ``decode_step_bytes``; what it holds before does not matter.
+        status: `[1]` int32, of the steps before; 0 at first.
         options: ``decode`` is implied; ``soft_cap``, ``parallel_residual`` and ALiBi are not built.
         windows: keys visible to a query in each layer, 0 for all; ``options.window`` if empty.
         implementation: None or "native" for the kernel, "reference" for plain JAX.
 
     Returns:
-        logits `[tokens, vocab]` float32, k, v, workspace and status `[1]` int32: 0, or why the step
-        was given up, which ``decode_step_failure`` puts into words; then nothing else of the
-        results means anything.
+        logits `[tokens, vocab]` float32, k, v, workspace and status `[1]` int32: as it was, or why
+        the step was given up, which ``decode_step_failure`` puts into words; then nothing else of
+        the results means anything.
 
     Raises:
         ValueError: if shapes or options do not fit, or EET_JAX_WAIT_LIMIT is no count; TypeError:
@@ -103,14 +105,19 @@ def decode_step(
     """
     layers = cache.k.shape[0]
     windows = tuple(windows) or (options.window,) * layers
+    if len(windows) != layers:
+        raise ValueError(f"windows must have shape ({layers},), got ({len(windows)},)")
+    # One number for all layers is an attribute: XLA would fill the array in anew for every step.
+    alike = len(set(windows)) == 1
     operands = [
         x,
         *_layer.flatten(attention, x.dtype),
         *_layer.flatten(mlp, x.dtype),
         *_layer.flatten(head, x.dtype),
-        jnp.asarray(windows, jnp.int32),
+        _ffi.optional(None if alike else jnp.asarray(windows, jnp.int32), jnp.int32),
         *_layer.cache_operands(cache, tokens)[:-1],
         workspace,
+        status,
     ]
     if options.soft_cap or options.parallel_residual or tokens.alibi_slopes is not None:
         raise ValueError("decode_step has no soft cap, no parallel residual and no ALiBi")
@@ -122,7 +129,7 @@ def decode_step(
         logits, k, v = decode_step_reference(
             x, attention, mlp, head, cache, tokens, options=options, windows=windows
         )
-        return logits, k, v, workspace, jnp.zeros(1, jnp.int32)
+        return logits, k, v, workspace, status
 
     run = _ffi.choose(implementation, _decode_step, reference)
     logits, k, v, workspace, status = run(
@@ -131,6 +138,7 @@ def decode_step(
         activation=activation_index(options.activation),
         eps=float(options.eps),
         scale=float(options.scale),
+        window=windows[0] if alike else 0,
         gated=bool(options.gated),
         pooled=bool(options.pooled),
         wait_limit=_wait_limit(),
@@ -154,7 +162,8 @@ def decode_step_reference(
     )
     stream = phases[-1].down
     normed = _layer.norm_reference(stream, head.norm_scale, head.norm_bias, options)
-    return linear_reference(normed, head.kernel, out_dtype=jnp.float32), k, v
+    logits = linear_reference(normed, head.kernel, out_dtype=jnp.float32)
+    return jnp.where(tokens.rows[:, None] < 0, jnp.nan, logits), k, v
 
 
 def decode_step_phases(
@@ -332,7 +341,7 @@ def decode_step_bytes(
 
 def _abstract(x: Any, *rest: Any, norm: int, gated: bool, **_: Any) -> list[_ffi.Result]:
     attention, mlp, head = rest[:8], rest[8:14], rest[14:17]
-    windows, cache, workspace = rest[17], rest[18:24], rest[24]
+    windows, cache, workspace, status = rest[17], rest[18:24], rest[24], rest[25]
     _layer_checks.check_stream("x", x)
     if x.dtype.itemsize != 2:
         raise TypeError(f"x must have dtype bfloat16 or float16, got {x.dtype.name}")
@@ -342,7 +351,7 @@ def _abstract(x: Any, *rest: Any, norm: int, gated: bool, **_: Any) -> list[_ffi
     _layer_checks.check_norm(norm, head[0], head[1], x.shape[1:], x.dtype)
     k, tokens = cache[0], cache[3].shape[0]
     _layer_checks.check_weight("kernel", head[2], (head[2].shape[0], x.shape[1]), x.dtype)
-    _layer_checks.check_weight("windows", windows, (k.shape[0],), jnp.int32)
+    _layer_checks.check_optional_weight("windows", windows, (k.shape[0],), jnp.int32)
     sizes = {
         "dtype": x.dtype,
         "batch": tokens,
@@ -358,14 +367,11 @@ def _abstract(x: Any, *rest: Any, norm: int, gated: bool, **_: Any) -> list[_ffi
     if x.shape[0] < tokens:
         raise ValueError(f"x must have at least {tokens} rows, got {x.shape[0]}")
     _layer_checks.check_workspace(workspace)
+    _layer_checks.check_weight("status", status, (1,), jnp.int32)
     logits = _ffi.Result((tokens, head[2].shape[0]), jnp.float32)
-    return [
-        logits,
-        *_layer_checks.same(k, cache[1], workspace),
-        _ffi.Result((1,), jnp.int32),
-    ]
+    return [logits, *_layer_checks.same(k, cache[1], workspace, status)]
 
 
 _decode_step = _ffi.define_op(
-    "eet_decode_step", _abstract, aliases={19: 1, 20: 2, 25: 3}, platforms=("cuda",)
+    "eet_decode_step", _abstract, aliases={19: 1, 20: 2, 25: 3, 26: 4}, platforms=("cuda",)
 )

@@ -35,6 +35,7 @@ def define_op(
     differentiable: bool = True,
     partitionable: bool = False,
     platforms: Sequence[str] = tuple(PLATFORMS),
+    elsewhere: Callable[..., Sequence[jax.Array]] | None = None,
 ) -> Callable[..., list[jax.Array]]:
     """Makes the handler ``name`` of the native libraries a JAX primitive.
 
@@ -48,7 +49,9 @@ def define_op(
         differentiable: whether ``with_reference_gradient`` serves the op's derivatives.
         partitionable: whether the first dimension of all operands and results is one batch, so
             that XLA may split it over devices.
-        platforms: that have a kernel; on others lowering raises.
+        platforms: that have a kernel.
+        elsewhere: what the op is on other platforms, a function of the operands and the attributes
+            in terms of JAX and other ops; without it, lowering raises there.
 
     Returns:
         A function of the operands and, by keyword, the attributes; it returns a list of results.
@@ -66,8 +69,10 @@ def define_op(
             handler = _library.libraries[platform].handler(name)
             jax.ffi.register_ffi_target(name, handler, platform=PLATFORMS[platform])
     for platform in PLATFORMS.keys() - set(platforms):
-        refuse = functools.partial(_refuse_lowering, name, platform)
-        mlir.register_lowering(primitive, refuse, platform=platform)
+        lowering: Callable[..., Any] = functools.partial(_refuse_lowering, name, platform)
+        if elsewhere is not None:
+            lowering = mlir.lower_fun(elsewhere, multiple_results=True)
+        mlir.register_lowering(primitive, lowering, platform=platform)
     if partitionable:
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
     if aliases:

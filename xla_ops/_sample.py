@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,23 @@ import numpy as np
 from xla_ops import _ffi
 
 MAX_VOCAB = 2**31 - 1
+
+
+class Sampling(NamedTuple):
+    """Keys and options of each row's draw: see ``sample``."""
+
+    keys: Any
+    """[batch, 2] uint32"""
+    temperature: Any
+    """[batch] float32"""
+    top_k: Any
+    """[batch] int32"""
+    top_p: Any
+    """[batch] float32"""
+    min_p: Any
+    """[batch] float32"""
+    repetition_penalty: Any
+    """[batch] float32"""
 
 
 def sample(
@@ -77,7 +94,7 @@ def sample(
         _per_row(repetition_penalty, jnp.float32, batch),
         jnp.zeros((batch, 0), jnp.uint8) if seen is None else seen,
     )
-    _abstract(*operands)
+    check_sample(*operands)
     tokens, logprobs = _ffi.choose(implementation, _sample, sample_reference)(*operands)
     return tokens, logprobs
 
@@ -162,7 +179,7 @@ def _per_row(value: Any, dtype: Any, batch: int) -> jax.Array:
     return jnp.broadcast_to(array, (batch,)) if array.ndim == 0 else array
 
 
-def _abstract(
+def check_sample(
     logits: Any,
     keys: Any,
     positions: Any,
@@ -172,7 +189,8 @@ def _abstract(
     min_p: Any,
     repetition_penalty: Any,
     seen: Any,
-) -> list[_ffi.Result]:
+) -> None:
+    """Raises ValueError or TypeError unless the operands of ``sample`` fit each other."""
     if len(logits.shape) != 2 or not 1 <= logits.shape[1] <= MAX_VOCAB:
         raise ValueError(f"logits must have shape (batch, vocab), vocab >= 1, got {logits.shape}")
     batch, vocab = logits.shape
@@ -194,6 +212,11 @@ def _abstract(
         _ffi.check_shape("seen", seen, (batch, vocab))
     if seen.dtype not in (jnp.dtype("uint8"), jnp.dtype("bool")):
         raise TypeError(f"seen must have dtype uint8 or bool, got {seen.dtype.name}")
+
+
+def _abstract(*operands: Any) -> list[_ffi.Result]:
+    check_sample(*operands)
+    batch = operands[0].shape[0]
     return [_ffi.Result((batch,), jnp.int32), _ffi.Result((batch,), jnp.float32)]
 
 

@@ -30,6 +30,12 @@ struct Cluster {
     __cluster_barrier_wait();
   }
 
+  // The same, but what they wrote need not be visible: nobody waits for memory.
+  static __device__ void Await() {
+    __cluster_barrier_arrive_relaxed();
+    __cluster_barrier_wait();
+  }
+
   // The block of `rank`'s copy of a shared variable. That block must still be running.
   template <typename T>
   static __device__ const T& Shared(const T& variable, int rank) {
@@ -39,6 +45,7 @@ struct Cluster {
   static constexpr int kSize = 1;
 
   static __device__ void Sync() { __syncthreads(); }
+  static __device__ void Await() {}
 
   template <typename T>
   static __device__ const T& Shared(const T& variable, int) {

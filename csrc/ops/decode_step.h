@@ -30,11 +30,11 @@ struct DecodeStepSizes {
 template <typename T>
 struct DecodeStepArgs {
   const T* x;                 // [batch, hidden], the embedded tokens
-  const int32_t* rows;        // [batch], of the page table; -1: the token's logits mean nothing
+  const int32_t* rows;        // [batch], of the page table; -1: the token's logits are NaN
   const int32_t* positions;   // [batch], where the token goes
   const int32_t* page_table;  // [rows, max_pages]
   const float* rotary_table;  // [batch, rotary_dim / 2, 2] or nullptr
-  const int32_t* windows;     // [layers], keys visible to a query; 0: all
+  const int32_t* windows;     // [layers], keys visible to a query, 0: all; nullptr: `window`
   NormWeights<T> attention_norm, mlp_norm;  // [layers, hidden]
   NormWeights<T> final_norm;                // [hidden]
   const T *qkv_kernel, *qkv_bias, *q_norm, *k_norm, *o_kernel, *o_bias;
@@ -43,10 +43,11 @@ struct DecodeStepArgs {
   T *k, *v;         // [layers, pages, kv_heads, page_size, head_dim], appended to
   float* logits;    // [batch, vocab]
   void* exchange;   // [DecodeStepExchange(sizes).bytes()]
-  int32_t* status;  // [1], 0, or 1 + the phase that was waited for too long
+  int32_t* status;  // [1], left alone, or 1 + the phase that was waited for too long
   DecodeStepSizes sizes;
   Activation activation;
   float scale;         // of the scores
+  int32_t window;      // of all layers, where there are no `windows`
   int64_t wait_limit;  // nanoseconds, of one wait, before the step is given up
 };
 

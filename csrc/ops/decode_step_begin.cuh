@@ -63,7 +63,8 @@ __device__ __forceinline__ void Begin(StepBlock<T>& block) {
     const_cast<float*>(block.Rotary(0))[i] = args.rotary_table[i];
   }
   for (int i = thread; i < args.sizes.layers; i += kThreads) {
-    reinterpret_cast<int*>(block.memory + block.params.memory.windows)[i] = args.windows[i];
+    reinterpret_cast<int*>(block.memory + block.params.memory.windows)[i] =
+        args.windows ? args.windows[i] : args.window;
   }
   // Tiles are multiplied whole: what lies behind a short input must be no NaN.
   uint4* input = reinterpret_cast<uint4*>(block.memory + block.params.memory.input);

@@ -66,11 +66,12 @@ static void ReadStepCache(Operands& operands, const ffi::RemainingRets& results,
   sizes.rotary_dim = step.rotary_table ? 2 * rotary.dimensions()[1] : 0;
 }
 
-// k, v and workspace are results 1 to 3, in place.
+// k, v, workspace and status are results 1 to 4, in place.
 static ffi::Error CheckStepState(const ffi::RemainingArgs& args, const ffi::RemainingRets& results,
                                  bool pooled) {
-  constexpr size_t kKeysFromEnd = 7;  // k, v, page table, rows, positions, rotary, workspace
-  const size_t k = args.size() - kKeysFromEnd, workspace = args.size() - 1;
+  // k, v, page table, rows, positions, rotary table, workspace, status.
+  constexpr size_t kKeysFromEnd = 8;
+  const size_t k = args.size() - kKeysFromEnd, workspace = args.size() - 2;
   size_t result = 1;
   for (const auto& [name, operand] :
        {std::pair("k", k), std::pair("v", k + 1), std::pair("workspace", workspace)}) {
@@ -78,14 +79,16 @@ static ffi::Error CheckStepState(const ffi::RemainingArgs& args, const ffi::Rema
                                         *results.get<ffi::AnyBuffer>(result++), pooled);
     if (error.failure()) return error;
   }
-  return ffi::Error::Success();
+  auto status = *results.get<ffi::AnyBuffer>(result);
+  return CheckInPlace("status", *args.get<ffi::AnyBuffer>(args.size() - 1), status);
 }
 
 // Operands: x, attention weights, feed-forward weights, final norm, head, windows, cache and
-// tokens, workspace. Results: logits, k, v, workspace, status; k, v and workspace in place.
+// tokens, workspace, status. Results: logits, k, v, workspace, status; all but logits in place.
 static ffi::Error DecodeStepHandler(Stream stream, int64_t norm, int64_t activation, float eps,
-                                    float scale, bool gated, bool pooled, int64_t wait_limit,
-                                    ffi::RemainingArgs args, ffi::RemainingRets results) {
+                                    float scale, int64_t window, bool gated, bool pooled,
+                                    int64_t wait_limit, ffi::RemainingArgs args,
+                                    ffi::RemainingRets results) {
   Operands operands(args);
   const ffi::AnyBuffer x = operands.Next();
   const auto run = [&]<typename T>(std::type_identity<T>) {
@@ -95,6 +98,7 @@ static ffi::Error DecodeStepHandler(Stream stream, int64_t norm, int64_t activat
     step.sizes.gated = gated;
     ReadStepWeights(operands, norm, eps, step);
     step.windows = operands.Next<int32_t>();
+    step.window = int32_t(window);
     ReadStepCache(operands, results, step);
     if (ffi::Error error = CheckStepState(args, results, pooled); error.failure()) return error;
     const auto workspace = ReadWorkspace(operands, DecodeStepExchange(step.sizes).bytes());
@@ -120,6 +124,7 @@ EET_HANDLER(eet_decode_step, DecodeStepHandler,
                 .Attr<int64_t>("activation")
                 .Attr<float>("eps")
                 .Attr<float>("scale")
+                .Attr<int64_t>("window")
                 .Attr<bool>("gated")
                 .Attr<bool>("pooled")
                 .Attr<int64_t>("wait_limit")

@@ -193,12 +193,13 @@ class Finisher {
     const DecodeStepArgs<T>& args = block_.args();
     const int vocab = int(args.sizes.vocab);
     const ProductShare share = block_.Share(vocab, kChunkColumns);
+    const float scale = block_.words.rows[token_] < 0 ? NAN : scale_;
     float* logits = args.logits + int64_t{token_} * vocab;
     Take(
         share, [](int, bool) { return 0; },
         [&](int, int at, float2 sum, bool valid) {
-          if (valid && at < vocab) logits[at] = sum.x * scale_;
-          if (valid && at + 1 < vocab) logits[at + 1] = sum.y * scale_;
+          if (valid && at < vocab) logits[at] = sum.x * scale;
+          if (valid && at + 1 < vocab) logits[at + 1] = sum.y * scale;
         });
   }
 

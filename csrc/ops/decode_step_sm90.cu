@@ -132,7 +132,6 @@ void DecodeStep(Stream stream, const DecodeStepArgs<T>& args) {
                        .memory = Divide(args.sizes, norm_rows, grid, gpu.shared_bytes)};
   if (!MakeMaps(params)) return;
   cudaMemsetAsync(args.exchange, 0xff, params.exchange.bytes(), stream);
-  cudaMemsetAsync(args.status, 0, sizeof(int32_t), stream);
   switch (args.sizes.head_dim) {
     case 64:
       return LaunchDecodeStep<T, 64>(stream, params, grid);
