@@ -4,11 +4,10 @@
 // 128, the exponentials half of that, and neither can wait for the other. So the roles are divided:
 //
 //   * Two or three groups of four warps multiply (attention_sm90_multiply.cuh), 64 queries each,
-//   sums
-//     in registers. Within a group the products of this tile's keys and of the last tile's values
-//     are under way while weights are computed; and the groups take turns in starting products, so
-//     that one has the tensor cores while the other computes weights. Without turns the kernel
-//     takes 5% longer.
+//     with their sums in registers. Within a group the products of this tile's keys and of the last
+//     tile's values are under way while weights are computed; and the groups take turns in starting
+//     products, so that one has the tensor cores while the other computes weights. Without turns
+//     the kernel takes 5% longer.
 //   * One group of warps serves: its planner cuts tokens into units (attention_sm90_plan.cuh), its
 //     loader orders queries, keys and values from the copy engine into rings of two to four tiles,
 //     its cleaner zeroes the values that nobody sees (attention_sm90_load.cuh). It gives most of

@@ -23,7 +23,7 @@
 // A layer's phases, each ended by an exchange:
 //
 //   qkv       norm of the stream, product, rotation            all blocks
-//   partials  cache append, attention over splits              items dealt to teams of warps
+//   partials  cache append, attention over splits              items dealt to warps
 //   attended  merge of the splits                              tasks dealt to warps
 //   out       product, residual                                all blocks
 //   up        norm of the stream, product, activation          all blocks
