@@ -45,7 +45,9 @@ class Library {
 static std::string CpuVariant() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) return "avx512";
+  if (__builtin_cpu_supports("x86-64-v4")) {
+    return __builtin_cpu_supports("avx512bf16") ? "avx512_bf16" : "avx512";
+  }
   if (__builtin_cpu_supports("x86-64-v3")) return "avx2";
 #endif
   return "";

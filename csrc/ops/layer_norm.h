@@ -22,9 +22,10 @@ struct LayerNormArgs {
 template <typename T>
 void LayerNorm(Stream stream, const LayerNormArgs<T>& args);
 
-template <typename T>
-EET_HOST_DEVICE T LayerNormElement(T x, T scale, float bias, float mean, float inv_std) {
-  return T((float(x) - mean) * inv_std * float(scale) + bias);
+// Of floats, or of vectors of them.
+template <typename V>
+EET_HOST_DEVICE V LayerNormElement(V x, V scale, V bias, float mean, float inv_std) {
+  return (x - mean) * inv_std * scale + bias;
 }
 
 }  // namespace eet

@@ -26,10 +26,11 @@ static void NormalizeRow(const LayerNormArgs<T>& args, int64_t row) {
   const float variance =
       Mean(x, args.cols, [mean](auto value) { return (value - mean) * (value - mean); });
   const float inv_std = 1.0f / std::sqrt(variance + args.eps);
-  for (int64_t col = 0; col < args.cols; ++col) {
-    const float bias = args.bias ? float(args.bias[col]) : 0.0f;
-    y[col] = LayerNormElement(x[col], args.scale[col], bias, mean, inv_std);
-  }
+  ForEachVector(args.cols, [&](int64_t col, auto count) {
+    const Floats value = Load(x + col, count), scale = Load(args.scale + col, count);
+    const Floats bias = args.bias ? Load(args.bias + col, count) : Floats{};
+    Store(y + col, LayerNormElement(value, scale, bias, mean, inv_std), count);
+  });
 }
 
 template <typename T>

@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(kMaxThreads) LayerNormKernel(LayerNormArgs<T> 
     Pack out;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      out.values[j] = LayerNormElement(pack.values[j], factor.values[j], float(offset.values[j]),
-                                       mean, inv_std);
+      out.values[j] = T(LayerNormElement(float(pack.values[j]), float(factor.values[j]),
+                                         float(offset.values[j]), mean, inv_std));
     }
     y[i] = out;
   }

@@ -3,8 +3,6 @@
 
 namespace eet {
 
-constexpr int64_t kFewRows = 8;  // more pay for blocks
-
 template <typename T, typename Y>
 void Linear(Stream stream, const LinearArgs<T, Y>& args) {
   if (args.rows == 0 || args.out == 0) return;

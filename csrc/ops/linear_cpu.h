@@ -5,11 +5,13 @@
 
 namespace eet {
 
+constexpr int64_t kFewRows = 8;  // more pay for blocks
+
 // Streams the kernel once for all rows, which share the first cache.
 template <typename T, typename Y>
 void LinearFewRows(const Stream& stream, const LinearArgs<T, Y>& args);
 
-// Multiplies blocks of rows with blocks of outputs, converted to float once per block.
+// Multiplies blocks of rows with blocks of outputs, each brought to the inner loop's order once.
 template <typename T, typename Y>
 void LinearManyRows(const Stream& stream, const LinearArgs<T, Y>& args);
 

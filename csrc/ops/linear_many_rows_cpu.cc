@@ -1,74 +1,128 @@
-// Linear for many rows on the host. A block's rows of x stay in the second cache, sixteen kernel
-// rows in the first; sums wait in memory while the columns advance.
+// Linear for many rows on the host. A block's rows of x stay in the second cache, four kernel rows
+// in the first, both in the order in which the inner loop reads them; sums wait in memory while the
+// columns advance.
+#include <algorithm>
+
 #include "core/parallel.h"
 #include "ops/linear_cpu.h"
+#include "ops/linear_finish_cpu.h"
 #include "ops/linear_tile.h"
 
 namespace eet {
 
-constexpr int kBlockRows = 64;
-constexpr int kBlockOuts = 64;
-constexpr int kPanelOuts = 16;
-constexpr int kDepth = 256;  // columns at a time
+constexpr int kBlockRows = 96;  // multiples of all kTileRows
+constexpr int kBlockOuts = 256;    // at most; x is brought to order once per block
+constexpr int kFewestOuts = 64;    // so that all threads have work
+constexpr int kDepthBytes = 4096;  // columns at a time
 
+template <typename F>
 struct LinearBlock {
-  alignas(64) float x[kBlockRows][kDepth];
-  alignas(64) float kernel[kPanelOuts][kDepth];
-  Floats sums[kBlockOuts / kTileOuts][kBlockRows][kTileOuts];
+  static constexpr int kStep = Factors<F>::kSize;
+  static constexpr int kDepth = kDepthBytes / sizeof(F);
+
+  alignas(64) F x[kBlockRows / kTileRows][kDepth / kStep][kTileRows][kStep];
+  alignas(64) F kernel[kDepth / kStep][kTileOuts][kStep];
+  TileSums<kTileRows> sums[kBlockOuts / kTileOuts][kBlockRows / kTileRows];
+  float products[kBlockRows][kBlockOuts];
 };
 
-// Adds `size` columns of a panel, whose first output is `out` within the block, to the sums.
-static void MultiplyPanel(LinearBlock& block, int64_t out, int64_t rows, int64_t size) {
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    for (int i = 0; i < kPanelOuts; i += kTileOuts) {
-      const float* const kernel[] = {block.kernel[i], block.kernel[i + 1], block.kernel[i + 2],
-                                     block.kernel[i + 3]};
-      auto& total = block.sums[(out + i) / kTileOuts];
-      Floats sums[kTileRows][kTileOuts];
-      std::memcpy(sums, total[row], sizeof(sums));
-      MultiplyTile<kTileRows>(block.x[row], kDepth, kernel, size, sums);
-      std::memcpy(total[row], sums, sizeof(sums));
-    }
-  }
-}
-
+// The outputs [col, col + outs) of the rows [row, row + kBlockRows). Rows and outputs beyond the
+// last take part in the products with what is left in the block, and are not stored.
 template <typename T, typename Y>
-static void AddColumns(LinearBlock& block, const LinearArgs<T, Y>& args, int64_t row, int64_t col,
-                       int64_t rows, int64_t outs, int64_t k) {
-  const int64_t size = std::min<int64_t>(kDepth, args.in - k);
-  for (int64_t i = 0; i < rows; ++i) Unpack(args.x + (row + i) * args.in + k, size, block.x[i]);
-  for (int64_t out = 0; out < outs; out += kPanelOuts) {
-    for (int64_t i = 0; i < std::min<int64_t>(kPanelOuts, outs - out); ++i) {
-      Unpack(args.kernel + (col + out + i) * args.in + k, size, block.kernel[i]);
-    }
-    MultiplyPanel(block, out, rows, RoundUp(size, kLanes));
-  }
-}
+class BlockProduct {
+ public:
+  using F = Factor<T>;
+  using Block = LinearBlock<F>;
 
-// The outputs [col, col + kBlockOuts) of the rows [row, row + kBlockRows). Rows and outputs beyond
-// the last take part in the products with what is left in the block, and are not stored.
-template <typename T, typename Y>
-static void MultiplyBlock(const LinearArgs<T, Y>& args, int64_t row, int64_t col) {
-  static thread_local LinearBlock block;
-  const int64_t rows = std::min<int64_t>(kBlockRows, args.rows - row);
-  const int64_t outs = std::min<int64_t>(kBlockOuts, args.out - col);
-  for (auto& sums : block.sums)
-    std::fill(&sums[0][0], &sums[0][0] + kBlockRows * kTileOuts, Floats{});
-  for (int64_t k = 0; k < args.in; k += kDepth) AddColumns(block, args, row, col, rows, outs, k);
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t out = 0; out < outs; out += kTileOuts) {
-      StoreTile(args, row + i, col + out, block.sums[out / kTileOuts][i]);
+  BlockProduct(const LinearArgs<T, Y>& args, int64_t row, int64_t col, int64_t outs, Block& block)
+      : args_(args),
+        row_(row),
+        col_(col),
+        rows_(std::min<int64_t>(kBlockRows, args.rows - row)),
+        outs_(std::min(outs, args.out - col)),
+        block_(block) {}
+
+  void Run() {
+    int64_t k = 0;
+    do {
+      AddColumns(k, std::min<int64_t>(Block::kDepth, args_.in - k));
+      k += Block::kDepth;
+    } while (k < args_.in);
+    for (int64_t i = 0; i < rows_; ++i) Finish(args_, row_ + i, col_, outs_, block_.products[i]);
+  }
+
+ private:
+  // Adds the products of the columns [k, k + size) to the sums.
+  void AddColumns(int64_t k, int64_t size) {
+    for (int64_t i = 0; i < rows_; ++i) {
+      CopyFactors(args_.x + (row_ + i) * args_.in + k, size, kTileRows * Block::kStep,
+                  block_.x[i / kTileRows][0][i % kTileRows]);
+    }
+    for (int64_t out = 0; out < outs_; out += kTileOuts) {
+      for (int64_t i = 0; i < std::min<int64_t>(kTileOuts, outs_ - out); ++i) {
+        CopyFactors(args_.kernel + (col_ + out + i) * args_.in + k, size,
+                    kTileOuts * Block::kStep, block_.kernel[0][i]);
+      }
+      MultiplyOuts(out, k, size);
     }
   }
-}
+
+  // Four outputs of all rows.
+  void MultiplyOuts(int64_t out, int64_t k, int64_t size) {
+    const int64_t steps = RoundUp(size, Block::kStep) / Block::kStep;
+    const bool last = k + size == args_.in;
+    for (int64_t tile = 0; tile * kTileRows < rows_; ++tile) {
+      auto& total = block_.sums[out / kTileOuts][tile];
+      TileSums<kTileRows> sums = {};
+      if (k > 0) CopySums(total, sums);
+      MultiplyTile(&block_.x[tile][0][0][0], &block_.kernel[0][0][0], steps, sums);
+      if (last) {
+        StoreSums<kTileRows>(sums, &block_.products[tile * kTileRows][out], kBlockOuts);
+      } else {
+        CopySums(sums, total);
+      }
+    }
+  }
+
+  // One by one, so that the compiler keeps them in registers.
+  static void CopySums(const TileSums<kTileRows>& from, TileSums<kTileRows>& to) {
+#pragma GCC unroll 6
+    for (int row = 0; row < kTileRows; ++row) {
+#pragma GCC unroll 4
+      for (int out = 0; out < kTileOuts; ++out) to[row][out] = from[row][out];
+    }
+  }
+
+  static void MultiplyTile(const F* x, const F* kernel, int64_t steps,
+                           TileSums<kTileRows>& sums) {
+    for (int64_t step = 0; step < steps; ++step) {
+      Factors<F> factors[kTileOuts];
+#pragma GCC unroll 4
+      for (int i = 0; i < kTileOuts; ++i) factors[i] = LoadFactors(kernel + i * Block::kStep);
+      AddProducts<kTileRows>(x, Block::kStep, factors, sums);
+      x += kTileRows * Block::kStep;
+      kernel += kTileOuts * Block::kStep;
+    }
+  }
+
+  const LinearArgs<T, Y>& args_;
+  const int64_t row_, col_, rows_, outs_;
+  Block& block_;
+};
 
 template <typename T, typename Y>
 void LinearManyRows(const Stream& stream, const LinearArgs<T, Y>& args) {
   const int64_t row_blocks = (args.rows + kBlockRows - 1) / kBlockRows;
-  const int64_t out_blocks = (args.out + kBlockOuts - 1) / kBlockOuts;
+  const int64_t share = args.out * row_blocks / (4 * stream.num_threads);
+  const int64_t outs =
+      std::clamp<int64_t>(RoundUp(share, kTileOuts), kFewestOuts, kBlockOuts);
+  const int64_t out_blocks = (args.out + outs - 1) / outs;
   // Neighbours in time share their part of the kernel, which is the larger one.
-  ParallelFor(stream, row_blocks * out_blocks, [&](int64_t block) {
-    MultiplyBlock(args, block % row_blocks * kBlockRows, block / row_blocks * kBlockOuts);
+  ParallelFor(stream, row_blocks * out_blocks, [&](int64_t index) {
+    static thread_local LinearBlock<Factor<T>> block;
+    BlockProduct<T, Y>(args, index % row_blocks * kBlockRows, index / row_blocks * outs, outs,
+                       block)
+        .Run();
   });
 }
 

@@ -1,10 +1,9 @@
 // The inner loops of linear on the host: products of a few rows with four outputs at a time.
 #pragma once
 
-#include <algorithm>
-#include <cstring>
+#include <utility>
 
-#include "core/simd.h"
+#include "core/factors.h"
 #include "ops/linear.h"
 
 namespace eet {
@@ -13,29 +12,26 @@ constexpr int kTileOuts = 4;
 
 // Rows whose sums fit into the vector registers, of which there are 32 or 16.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 6;
 #else
 constexpr int kTileRows = 2;
 #endif
 
-constexpr int64_t RoundUp(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
+// Sums of a tile, lane by lane. Each one's order is that of the columns, whatever the tile, so that
+// an output's bits do not depend on how it is computed.
+template <int kRows>
+using TileSums = Floats[kRows][kTileOuts];
 
-// Adds the products of the rows x + i * stride with four kernel rows, lane by lane: each sum's
-// order is that of the columns, whatever the tile. `size` is a multiple of kLanes.
-template <int kRows, typename T>
-__attribute__((always_inline)) inline void MultiplyTile(const float* x, int64_t stride,
-                                                        const T* const (&kernel)[kTileOuts],
-                                                        int64_t size,
-                                                        Floats (&sums)[kRows][kTileOuts]) {
-  for (int64_t k = 0; k < size; k += kLanes) {
-    Floats weights[kTileOuts];
+template <int kRows, typename F>
+__attribute__((always_inline)) inline void AddProducts(const F* x, int64_t stride,
+                                                       const Factors<F> (&kernel)[kTileOuts],
+                                                       TileSums<kRows>& sums) {
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row) {
+    const Factors<F> values = LoadFactors(x + row * stride);
 #pragma GCC unroll 4
-    for (int out = 0; out < kTileOuts; ++out) weights[out] = Load(kernel[out] + k);
-#pragma GCC unroll 4
-    for (int row = 0; row < kRows; ++row) {
-      const Floats values = Load(x + row * stride + k);
-#pragma GCC unroll 4
-      for (int out = 0; out < kTileOuts; ++out) sums[row][out] += values * weights[out];
+    for (int out = 0; out < kTileOuts; ++out) {
+      sums[row][out] = MultiplyAdd(sums[row][out], values, kernel[out]);
     }
   }
 }
@@ -68,24 +64,14 @@ inline Four ReduceSums(const Floats (&sums)[kTileOuts]) {
   return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
 }
 
-// Finishes the outputs `col` to col + 3 of a row, as far as they exist.
-template <typename T, typename Y>
-inline void StoreTile(const LinearArgs<T, Y>& args, int64_t row, int64_t col,
-                      const Floats (&sums)[kTileOuts]) {
-  const Four totals = ReduceSums(sums);
-  StorePair(args, row, col, totals[0], totals[1]);
-  if (col + 2 < args.out) StorePair(args, row, col + 2, totals[2], totals[3]);
-}
-
-// Converts `size` elements to float, with zeros up to the next multiple of kLanes.
-template <typename T>
-inline void Unpack(const T* from, int64_t size, float* to) {
-  const int64_t whole = size / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) Store(to + i, Load(from + i));
-  if (whole == size) return;
-  T rest[kLanes] = {};
-  std::copy(from + whole, from + size, rest);
-  Store(to + whole, Load(rest));
+// Writes the sums of each row at y + row * stride.
+template <int kRows>
+__attribute__((always_inline)) inline void StoreSums(const TileSums<kRows>& sums, float* y, int64_t stride) {
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row) {
+    const Four totals = ReduceSums(sums[row]);
+    std::memcpy(y + row * stride, &totals, sizeof(totals));
+  }
 }
 
 }  // namespace eet

@@ -20,9 +20,10 @@ struct RmsNormArgs {
 template <typename T>
 void RmsNorm(Stream stream, const RmsNormArgs<T>& args);
 
-template <typename T>
-EET_HOST_DEVICE T RmsNormElement(T x, T scale, float inv_rms) {
-  return T(float(x) * inv_rms * float(scale));
+// Of floats, or of vectors of them.
+template <typename V>
+EET_HOST_DEVICE V RmsNormElement(V x, V scale, float inv_rms) {
+  return x * inv_rms * scale;
 }
 
 }  // namespace eet

@@ -13,9 +13,10 @@ static void NormalizeRow(const RmsNormArgs<T>& args, int64_t row) {
   T* y = args.y + row * args.cols;
   const float mean_square = Dot(x, x, args.cols) / float(args.cols);
   const float inv_rms = 1.0f / std::sqrt(mean_square + args.eps);
-  for (int64_t col = 0; col < args.cols; ++col) {
-    y[col] = RmsNormElement(x[col], args.scale[col], inv_rms);
-  }
+  ForEachVector(args.cols, [&](int64_t col, auto count) {
+    const Floats value = Load(x + col, count), scale = Load(args.scale + col, count);
+    Store(y + col, RmsNormElement(value, scale, inv_rms), count);
+  });
 }
 
 template <typename T>

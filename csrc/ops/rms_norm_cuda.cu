@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kMaxThreads) RmsNormKernel(RmsNormArgs<T> args
     Pack out;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      out.values[j] = RmsNormElement(pack.values[j], factor.values[j], inv_rms);
+      out.values[j] = T(RmsNormElement(float(pack.values[j]), float(factor.values[j]), inv_rms));
     }
     y[i] = out;
   }

@@ -1,0 +1,38 @@
+// Activation functions of a register of floats on the host.
+#pragma once
+
+#include "core/simd.h"
+#include "core/simd_exp.h"
+#include "ops/activation.h"
+
+namespace eet {
+
+inline Floats Sigmoid(Floats x) { return 1.0f / (1.0f + Exp(-x)); }
+
+inline Floats Gelu(Floats x) {
+  constexpr float kSqrtHalf = 0.70710678f;
+  const Floats magnitude = x < 0.0f ? -x : x;
+  const Floats tail = 0.5f * x * ErrorComplement(magnitude * kSqrtHalf);
+  return x < 0.0f ? tail : x - tail;
+}
+
+inline Floats Activate(Activation activation, Floats x) {
+  constexpr float kTwoSqrtTwoOverPi = 2 * 0.79788456f;
+  switch (activation) {
+    case Activation::kSilu:
+      return x * Sigmoid(x);
+    case Activation::kGelu:
+      return Gelu(x);
+    case Activation::kGeluTanh:  // (1 + tanh(u)) / 2 = sigmoid(2 u)
+      return x * Sigmoid(kTwoSqrtTwoOverPi * (x + 0.044715f * x * x * x));
+    case Activation::kRelu:
+      return x < 0.0f ? Floats{} : x;  // NaN stays
+    case Activation::kQuickGelu:
+      return x * Sigmoid(1.702f * x);
+    case Activation::kNone:
+      return x;
+  }
+  return x;
+}
+
+}  // namespace eet
