@@ -9,7 +9,8 @@
 
 #ifdef __F16C__
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 takes lanes left open for a mistake
+#pragma GCC diagnostic ignored \
+    "-Wmaybe-uninitialized"  // GCC 12 takes lanes left open for a mistake
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
@@ -28,6 +29,13 @@ constexpr int kLanes = 4;  // SSE, NEON
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+
+// 0, 1, 2, ...
+inline Ints LaneIndices() {
+  Ints index;
+  for (int i = 0; i < kLanes; ++i) index[i] = i;
+  return index;
+}
 
 inline Floats Broadcast(float value) { return Floats{} + value; }
 
@@ -49,15 +57,11 @@ inline Floats Load(const bfloat16* pointer) {
 
 #ifdef __AVX512F__
 
-inline Floats Load(const float16* pointer) {
-  return _mm512_cvtph_ps((__m256i)LoadHalves(pointer));
-}
+inline Floats Load(const float16* pointer) { return _mm512_cvtph_ps((__m256i)LoadHalves(pointer)); }
 
 #elif defined(__F16C__)
 
-inline Floats Load(const float16* pointer) {
-  return _mm256_cvtph_ps((__m128i)LoadHalves(pointer));
-}
+inline Floats Load(const float16* pointer) { return _mm256_cvtph_ps((__m128i)LoadHalves(pointer)); }
 
 #else
 

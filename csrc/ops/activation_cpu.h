@@ -10,10 +10,11 @@ namespace eet {
 inline Floats Sigmoid(Floats x) { return 1.0f / (1.0f + Exp(-x)); }
 
 inline Floats Gelu(Floats x) {
-  constexpr float kSqrtHalf = 0.70710678f;
-  const Floats magnitude = x < 0.0f ? -x : x;
-  const Floats tail = 0.5f * x * ErrorComplement(magnitude * kSqrtHalf);
-  return x < 0.0f ? tail : x - tail;
+  constexpr float kSqrtHalf = 0.70710678f, kEnd = 14.0f;  // the tail is 0 from there on
+  const Floats size = x < 0.0f ? -x : x;
+  const Floats bounded = size > kEnd ? Broadcast(kEnd) : size;
+  const Floats half_tail = 0.5f * bounded * ErrorComplement(bounded * kSqrtHalf);
+  return x < 0.0f ? -half_tail : x - half_tail;
 }
 
 inline Floats Activate(Activation activation, Floats x) {

@@ -1,11 +1,12 @@
 // Attention on the host: blocks of queries with all heads of a KV head in parallel, keys and values
 // converted tile by tile.
+#include "core/multiply_add.h"
 #include "core/parallel.h"
 #include "ops/attention_tile_cpu.h"
 
 namespace eet {
 
-constexpr int64_t kBlockRows = 64;  // of queries times heads, enough to pay for converting a tile
+constexpr int64_t kBlockRows = 128;  // of queries times heads, enough to pay for a tile of keys
 
 template <typename T>
 class AttentionTask {
@@ -29,7 +30,7 @@ class AttentionTask {
       rows_[i].query = QueryOf(args_, token_ + i / group_);
       rows_[i].slope = args_.alibi_slopes ? args_.alibi_slopes[head] : 0.0f;
       const T* q = args_.q + HeadOffset(i);
-      for (int64_t col = 0; col < args_.head_dim; ++col) q_[i * dim_ + col] = float(q[col]);
+      Widen(q, q_.data() + i * dim_);
     }
   }
 
@@ -44,9 +45,9 @@ class AttentionTask {
     for (size_t i = 0; i < rows_.size(); ++i) {
       const float normalizer = rows_[i].softmax.Normalizer();
       T* out = args_.out + HeadOffset(i);
-      for (int64_t col = 0; col < args_.head_dim; ++col) {
-        out[col] = T(out_[i * dim_ + col] * normalizer);
-      }
+      ForEachVector(args_.head_dim, [&](int64_t col, auto count) {
+        Store(out + col, Load(out_.data() + i * dim_ + col) * normalizer, count);
+      });
     }
   }
 
@@ -54,6 +55,12 @@ class AttentionTask {
   // Where row i is in q and out.
   int64_t HeadOffset(int64_t i) const {
     return ((token_ + i / group_) * args_.heads + kv_head_ * group_ + i % group_) * args_.head_dim;
+  }
+
+  // One head's elements as floats; `to` has room for whole registers.
+  void Widen(const T* from, float* to) const {
+    ForEachVector(args_.head_dim,
+                  [&](int64_t col, auto count) { Store(to + col, Load(from + col, count)); });
   }
 
   // Rows [first, last) have their queries in one batch row.
@@ -75,9 +82,9 @@ class AttentionTask {
     for (int i = 0; i < kTileKeys; ++i) {
       if (!seen.Contains(tile_key + i)) continue;
       const int64_t offset = KeyOffset(args_, batch_row, kv_head_, tile_key + i);
-      const T *k = args_.k + offset, *v = args_.v + offset;
+      const T* k = args_.k + offset;
       for (int64_t col = 0; col < args_.head_dim; ++col) keys_[col * kTileKeys + i] = float(k[col]);
-      for (int64_t col = 0; col < args_.head_dim; ++col) values_[i * dim_ + col] = float(v[col]);
+      Widen(args_.v + offset, values_.data() + i * dim_);
     }
   }
 

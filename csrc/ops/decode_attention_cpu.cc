@@ -1,10 +1,10 @@
 // Decode attention on the host: splits of the keys in parallel, then their merge.
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 
+#include "core/dot_tile.h"
+#include "core/multiply_add.h"
 #include "core/parallel.h"
-#include "core/simd.h"
 #include "core/simd_exp.h"
 #include "ops/decode_attention.h"
 
@@ -28,96 +28,96 @@ struct SplitHeads {
   }
 };
 
-// A row of T as floats, in `buffer` unless it is of floats already.
-template <typename T>
-static const float* Widen(const T* row, int64_t size, float* buffer) {
-  if constexpr (std::is_same_v<T, float>) return row;
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) Store(buffer + i, Load(row + i));
-  for (; i < size; ++i) buffer[i] = float(row[i]);
-  return buffer;
-}
-
-// sums = sums * factor
-static void Multiply(float* sums, float factor, int64_t size) {
-  for (int64_t i = 0; i < size; ++i) sums[i] *= factor;
-}
-
-// sums += weight * row
-static void AddWeighted(float* sums, float weight, const float* row, int64_t size) {
-  int64_t i = 0;
-  for (; i + kLanes <= size; i += kLanes) Store(sums + i, Load(sums + i) + weight * Load(row + i));
-  for (; i < size; ++i) sums[i] += weight * row[i];
-}
+// What is known of the heads after some of the keys.
+struct HeadStates {
+  SoftmaxState softmax[kHeadsAtOnce];
+  float sums[kHeadsAtOnce][kMaxHeadDim] = {};  // of weight * v
+};
 
 using Scores = float[kHeadsAtOnce][kChunkKeys];
 
 // Scores of no more than kChunkKeys keys; minus infinity for the rest of the chunk.
 template <typename T>
 static void ScoreKeys(const SplitHeads<T>& at, KeyRange keys,
-                      const float (&q)[kHeadsAtOnce][kMaxHeadDim], Scores& scores) {
+                      const Factor<T> (&q)[kHeadsAtOnce][kMaxHeadDim], Scores& scores) {
   const DecodeAttentionArgs<T>& args = at.args;
-  const int position = args.positions[at.token];
-  for (float (&head)[kChunkKeys] : scores) std::fill_n(head, kChunkKeys, -INFINITY);
-  float buffer[kMaxHeadDim];
-  for (int key = keys.begin; key < keys.end; ++key) {
-    const float* row = Widen(at.Row(args.k, key), args.head_dim, buffer);
-    for (int head = 0; head < at.heads; ++head) {
-      float& score = scores[head][key - keys.begin];
-      score = Score(Dot(q[head], row, args.head_dim), args.scale, args.soft_cap);
-      if (args.alibi_slopes) {
-        score += AlibiTerm(args.alibi_slopes[at.first_head + head], key, position);
-      }
+  const int count = keys.end - keys.begin;
+  for (int first = 0; first < count; first += kTileOuts) {
+    FourRows<T> four;
+    for (int i = 0; i < kTileOuts; ++i) {
+      four.rows[i] = at.Row(args.k, std::min(keys.begin + first + i, keys.end - 1));
     }
+    DotAllRows(four, args.head_dim, at.heads, q[0], kMaxHeadDim, &scores[0][first], kChunkKeys,
+               /*ahead=*/0);
+  }
+  for (int head = 0; head < at.heads; ++head) {
+    for (int i = 0; i < count; ++i) {
+      scores[head][i] = Score(scores[head][i], args.scale, args.soft_cap);
+    }
+    if (args.alibi_slopes) {
+      const float slope = args.alibi_slopes[at.first_head + head];
+      const int position = args.positions[at.token];
+      for (int i = 0; i < count; ++i) scores[head][i] += AlibiTerm(slope, keys.begin + i, position);
+    }
+    std::fill(scores[head] + count, scores[head] + kChunkKeys, -INFINITY);
   }
 }
 
 // From scores to weights, and all before in proportion.
-static void WeighKeys(const Partial& partial, float (&scores)[kChunkKeys], int64_t head_dim) {
+static void WeighKeys(SoftmaxState& softmax, float (&scores)[kChunkKeys],
+                      float (&sums)[kMaxHeadDim]) {
   Floats largest = Load(scores);
   for (int i = kLanes; i < kChunkKeys; i += kLanes) largest = Max(largest, Load(scores + i));
-  const float factor = partial.state->Raise(ReduceMax(largest));
-  if (factor != 1.0f) Multiply(partial.sums, factor, head_dim);
+  const float factor = softmax.Raise(ReduceMax(largest));
+  if (factor != 1.0f) {
+    for (float& sum : sums) sum *= factor;
+  }
   Floats sum{};
   for (int i = 0; i < kChunkKeys; i += kLanes) {
-    const Floats weights = Exp2(Load(scores + i) - partial.state->max);
+    const Floats weights = Exp2(Load(scores + i) - softmax.max);
     Store(scores + i, weights);
     sum += weights;
   }
-  partial.state->sum += ReduceSum(sum);
+  softmax.sum += ReduceSum(sum);
 }
 
 template <typename T>
 static void AddValues(const SplitHeads<T>& at, KeyRange keys, const Scores& weights,
-                      const Partial (&partials)[kHeadsAtOnce]) {
-  float buffer[kMaxHeadDim];
+                      HeadStates& states) {
+  const int64_t dim = RoundUp(at.args.head_dim, kLanes);
+  float values[kChunkKeys * kMaxHeadDim];
   for (int key = keys.begin; key < keys.end; ++key) {
-    const float* row = Widen(at.Row(at.args.v, key), at.args.head_dim, buffer);
-    for (int head = 0; head < at.heads; ++head) {
-      AddWeighted(partials[head].sums, weights[head][key - keys.begin], row, at.args.head_dim);
-    }
+    const T* row = at.Row(at.args.v, key);
+    float* value = values + (key - keys.begin) * dim;
+    ForEachVector(at.args.head_dim,
+                  [&](int64_t i, auto count) { Store(value + i, Load(row + i, count)); });
   }
+  MultiplyAdd(weights[0], kChunkKeys, values, dim, states.sums[0], kMaxHeadDim, at.heads,
+              keys.end - keys.begin, dim);
 }
 
 template <typename T>
 static void AttendSplit(const SplitHeads<T>& at) {
   const int64_t head_dim = at.args.head_dim;
-  float queries[kHeadsAtOnce][kMaxHeadDim];
-  Partial partials[kHeadsAtOnce];
+  Factor<T> queries[kHeadsAtOnce][kMaxHeadDim];
+  HeadStates states;
   for (int head = 0; head < at.heads; ++head) {
-    const int64_t query_head = at.first_head + head;
-    const T* q = at.args.q + (at.token * at.args.heads + query_head) * head_dim;
-    for (int64_t i = 0; i < head_dim; ++i) queries[head][i] = float(q[i]);
-    partials[head] = PartialOf(at.args, at.token, query_head, at.split);
-    *partials[head].state = SoftmaxState();
-    std::fill_n(partials[head].sums, head_dim, 0.0f);
+    const T* q = at.args.q + (at.token * at.args.heads + at.first_head + head) * head_dim;
+    CopyFactors(q, head_dim, Factors<Factor<T>>::kSize, queries[head]);
   }
   for (int begin = at.keys.begin; begin < at.keys.end; begin += kChunkKeys) {
     const KeyRange keys{begin, begin + std::min(kChunkKeys, at.keys.end - begin)};
     Scores scores;
     ScoreKeys(at, keys, queries, scores);
-    for (int head = 0; head < at.heads; ++head) WeighKeys(partials[head], scores[head], head_dim);
-    AddValues(at, keys, scores, partials);
+    for (int head = 0; head < at.heads; ++head) {
+      WeighKeys(states.softmax[head], scores[head], states.sums[head]);
+    }
+    AddValues(at, keys, scores, states);
+  }
+  for (int head = 0; head < at.heads; ++head) {
+    const Partial partial = PartialOf(at.args, at.token, at.first_head + head, at.split);
+    *partial.state = states.softmax[head];
+    std::copy_n(states.sums[head], head_dim, partial.sums);
   }
 }
 
@@ -146,8 +146,9 @@ static void MergeSplits(const DecodeAttentionArgs<T>& args, int64_t token, int64
   for (int split = 0; split < count; ++split) {
     const Partial partial = PartialOf(args, token, head, split);
     const auto [before, factor] = state.Merge(*partial.state);
-    Multiply(sums, before, args.head_dim);
-    AddWeighted(sums, factor, partial.sums, args.head_dim);
+    for (int64_t i = 0; i < args.head_dim; ++i) {
+      sums[i] = sums[i] * before + factor * partial.sums[i];
+    }
   }
   T* out = args.out + (token * args.heads + head) * args.head_dim;
   const float normalizer = state.Normalizer();

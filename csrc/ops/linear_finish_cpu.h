@@ -9,9 +9,7 @@ namespace eet {
 
 // The even and the odd ones of two registers' elements.
 inline std::pair<Floats, Floats> Deinterleave(Floats low, Floats high) {
-  typedef int32_t Index __attribute__((vector_size(sizeof(Floats))));
-  Index even;
-  for (int i = 0; i < kLanes; ++i) even[i] = 2 * i;
+  const Ints even = 2 * LaneIndices();
   return {__builtin_shuffle(low, high, even), __builtin_shuffle(low, high, even + 1)};
 }
 

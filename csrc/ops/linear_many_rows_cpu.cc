@@ -3,14 +3,14 @@
 // columns advance.
 #include <algorithm>
 
+#include "core/dot_tile.h"
 #include "core/parallel.h"
 #include "ops/linear_cpu.h"
 #include "ops/linear_finish_cpu.h"
-#include "ops/linear_tile.h"
 
 namespace eet {
 
-constexpr int kBlockRows = 96;  // multiples of all kTileRows
+constexpr int kBlockRows = 96;     // multiples of all kTileRows
 constexpr int kBlockOuts = 256;    // at most; x is brought to order once per block
 constexpr int kFewestOuts = 64;    // so that all threads have work
 constexpr int kDepthBytes = 4096;  // columns at a time
@@ -60,8 +60,8 @@ class BlockProduct {
     }
     for (int64_t out = 0; out < outs_; out += kTileOuts) {
       for (int64_t i = 0; i < std::min<int64_t>(kTileOuts, outs_ - out); ++i) {
-        CopyFactors(args_.kernel + (col_ + out + i) * args_.in + k, size,
-                    kTileOuts * Block::kStep, block_.kernel[0][i]);
+        CopyFactors(args_.kernel + (col_ + out + i) * args_.in + k, size, kTileOuts * Block::kStep,
+                    block_.kernel[0][i]);
       }
       MultiplyOuts(out, k, size);
     }
@@ -93,8 +93,7 @@ class BlockProduct {
     }
   }
 
-  static void MultiplyTile(const F* x, const F* kernel, int64_t steps,
-                           TileSums<kTileRows>& sums) {
+  static void MultiplyTile(const F* x, const F* kernel, int64_t steps, TileSums<kTileRows>& sums) {
     for (int64_t step = 0; step < steps; ++step) {
       Factors<F> factors[kTileOuts];
 #pragma GCC unroll 4
@@ -114,8 +113,7 @@ template <typename T, typename Y>
 void LinearManyRows(const Stream& stream, const LinearArgs<T, Y>& args) {
   const int64_t row_blocks = (args.rows + kBlockRows - 1) / kBlockRows;
   const int64_t share = args.out * row_blocks / (4 * stream.num_threads);
-  const int64_t outs =
-      std::clamp<int64_t>(RoundUp(share, kTileOuts), kFewestOuts, kBlockOuts);
+  const int64_t outs = std::clamp<int64_t>(RoundUp(share, kTileOuts), kFewestOuts, kBlockOuts);
   const int64_t out_blocks = (args.out + outs - 1) / outs;
   // Neighbours in time share their part of the kernel, which is the larger one.
   ParallelFor(stream, row_blocks * out_blocks, [&](int64_t index) {

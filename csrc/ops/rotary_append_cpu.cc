@@ -1,29 +1,47 @@
 // Rotation and cache append on the host: tokens in parallel, heads one after the other.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "core/parallel.h"
 #include "core/simd.h"
+#include "ops/rms_norm.h"
 #include "ops/rotary_append.h"
 
 namespace eet {
 
-// y = rotate(norm(x)) of one head; `pairs` is [rotary_dim / 2, 2].
+constexpr int kMaxHeadDim = 256;
+
+// Adjacent lanes exchanged, and each pair's first or second lane in both.
+inline Floats SwapPairs(Floats x) { return __builtin_shuffle(x, LaneIndices() ^ 1); }
+inline Floats FirstOfPairs(Floats x) { return __builtin_shuffle(x, LaneIndices() & ~1); }
+inline Floats SecondOfPairs(Floats x) { return __builtin_shuffle(x, LaneIndices() | 1); }
+
+// y = rms_norm(x) of one head, rounded to T as a norm of its own would be.
+template <typename T>
+static void NormalizeHead(const RotaryAppendArgs<T>& args, const T* x, const T* scale, T* y) {
+  const float mean_square = Dot(x, x, args.head_dim) / float(args.head_dim);
+  const float inv_rms = 1.0f / std::sqrt(mean_square + args.eps);
+  ForEachVector(args.head_dim, [&](int64_t i, auto count) {
+    Store(y + i, RmsNormElement(Load(x + i, count), Load(scale + i, count), inv_rms), count);
+  });
+}
+
+// y = rotate(norm(x)) of one head; `pairs` is [rotary_dim / 2, 2], cosine and sine.
 template <typename T>
 static void TransformHead(const RotaryAppendArgs<T>& args, const T* x, const T* scale,
                           const float* pairs, T* y) {
-  float inv_rms = 1.0f;
-  if (scale) inv_rms = 1.0f / std::sqrt(Dot(x, x, args.head_dim) / float(args.head_dim) + args.eps);
-  const auto element = [&](int64_t i) {
-    // Rounded to T, as a norm of its own would be.
-    return scale ? float(T(float(x[i]) * inv_rms * float(scale[i]))) : float(x[i]);
-  };
-  for (int64_t i = 0; i < args.rotary_dim; i += 2) {
-    const float x0 = element(i), x1 = element(i + 1), cosine = pairs[i], sine = pairs[i + 1];
-    y[i] = T(x0 * cosine - x1 * sine);
-    y[i + 1] = T(x1 * cosine + x0 * sine);
+  T normed[kMaxHeadDim];
+  if (scale) {
+    NormalizeHead(args, x, scale, normed);
+    x = normed;
   }
-  for (int64_t i = args.rotary_dim; i < args.head_dim; ++i) y[i] = T(element(i));
+  ForEachVector(args.rotary_dim, [&](int64_t i, auto count) {
+    const Floats value = Load(x + i, count), turn = Load(pairs + i, count);
+    const Floats crossed = SwapPairs(value) * SecondOfPairs(turn);
+    Store(y + i, value * FirstOfPairs(turn) + (LaneIndices() % 2 == 0 ? -crossed : crossed), count);
+  });
+  std::copy(x + args.rotary_dim, x + args.head_dim, y + args.rotary_dim);
 }
 
 template <typename T>

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "core/simd_exp.h"
 #include "ops/sample.h"
 
 namespace eet {
@@ -10,23 +11,61 @@ static float Penalized(const SampleRow& row, int64_t token) {
   return row.Penalized(row.logits[token], row.seen && row.seen[token]);
 }
 
+// NaN is never the largest.
+static float LargestOf(const float* values, int64_t size) {
+  Floats largest = Broadcast(-INFINITY);
+  const int64_t whole = size / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) largest = Max(Load(values + i), largest);
+  float result = ReduceMax(largest);
+  for (int64_t i = whole; i < size; ++i) result = values[i] > result ? values[i] : result;
+  return result;
+}
+
+// Looks for the block of the largest logit, which is vectors' work, and then in it.
 static uint64_t Argmax(const SampleRow& row) {
+  constexpr int64_t kBlock = 1024;
+  float largest = -INFINITY;
+  int64_t found = 0;
+  for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
+    float penalized[kBlock];
+    const int64_t size = std::min(kBlock, row.vocab - begin);
+    for (int64_t i = 0; i < size; ++i) penalized[i] = Penalized(row, begin + i);
+    const float candidate = LargestOf(penalized, size);
+    if (candidate > largest) {
+      largest = candidate;
+      found = begin;
+    }
+  }
   uint64_t best = 0;
-  for (int64_t token = 0; token < row.vocab; ++token) {
+  for (int64_t token = found; token < std::min(row.vocab, found + kBlock); ++token) {
     best = std::max(best, Rank(Penalized(row, token), token));
   }
   return best;
 }
 
+static LogSumExp SumExponentials(const float* logits, int64_t size) {
+  LogSumExp sum = LogSumExp::Empty();
+  const int64_t whole = size / kLanes * kLanes;
+  if (whole > 0) {
+    Floats total{};
+    sum.max = LargestOf(logits, whole);
+    const float from = sum.max == -INFINITY ? 0 : sum.max;
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      const Floats logit = Load(logits + i);
+      total += Exp(logit == from ? Floats{} : logit - from);  // infinity less itself is no number
+    }
+    sum.sum = ReduceSum(total);
+  }
+  for (int64_t i = whole; i < size; ++i) sum.Push(logits[i]);
+  return sum;
+}
+
 // Summed in blocks: one running float32 sum over a large vocabulary loses digits.
 static float LogProbability(const SampleRow& row, int64_t token) {
-  constexpr int64_t kBlock = 256;
+  constexpr int64_t kBlock = 4096;
   LogSumExp sum = LogSumExp::Empty();
   for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
-    LogSumExp block = LogSumExp::Empty();
-    const int64_t end = std::min(row.vocab, begin + kBlock);
-    for (int64_t i = begin; i < end; ++i) block.Push(row.logits[i]);
-    sum.Merge(block);
+    sum.Merge(SumExponentials(row.logits + begin, std::min(kBlock, row.vocab - begin)));
   }
   return sum.LogProbability(row.logits[token]);
 }
