@@ -26,8 +26,8 @@ class LLM:
         pool: where generation leases its memory, the default pool if None.
 
     Raises:
-        FileNotFoundError: if the directory or one of its files is missing; ValueError: for
-            checkpoints that are not supported.
+        FileNotFoundError: if the directory or one of its files is missing.
+        ValueError: for checkpoints that are not supported.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class LLM:
             messages: dicts with role and content; options as for ``generate``.
 
         Raises:
-            ImportError: without transformers and jinja2, with the command that installs them;
+            ImportError: without transformers and jinja2, with the command that installs them.
             ValueError: if the model has no chat template.
         """
         text = self.chat_prompt(messages)

@@ -32,12 +32,19 @@ class Plan:
     """
 
     weight_bytes: int
+    """Of all parameters in ``config.dtype``"""
     kv_bytes: int
+    """Of the keys and values of all layers and pages"""
     workspace_bytes: int
+    """Of the activations inside a layer"""
     residual_bytes: int
+    """Of the residual stream of a prefill chunk"""
     chunk_tokens: int
+    """The most tokens of a prefill chunk"""
     pages: int
+    """Of the cache, with the first, which is nobody's"""
     max_pages: int
+    """Of a row, in the page table"""
 
     @property
     def activation_bytes(self) -> int:
@@ -62,9 +69,12 @@ def plan(
     """What ``init_state`` with the same arguments leases, and the weights in ``config.dtype``.
 
     Args:
-        batch: rows; max_seq_len: the most tokens of a row, ``config.max_seq_len`` by default.
+        batch: rows.
+        max_seq_len: the most tokens of a row, ``config.max_seq_len`` by default.
         activation_budget: bytes for activations; by default 256 MiB, or a quarter more than the
             minimum if that is more.
+        page_size: tokens of a page, a multiple of 8.
+        pages: of the cache; by default as many as all rows need at max_seq_len.
 
     Raises:
         ValueError: for sizes out of range, or a budget under the minimum, with the minimum.
