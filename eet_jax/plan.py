@@ -22,6 +22,10 @@ MAX_CHUNK = 8192
 """Longer chunks no longer speed anything up."""
 
 
+class BudgetError(ValueError):
+    """An activation budget is under the minimum."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Bytes of a decoder with a given state.
@@ -77,7 +81,8 @@ def plan(
         pages: of the cache; by default as many as all rows need at max_seq_len.
 
     Raises:
-        ValueError: for sizes out of range, or a budget under the minimum, with the minimum.
+        ValueError: for sizes out of range, or (``BudgetError``) a budget under the minimum, with
+            the minimum.
     """
     max_seq_len = config.max_seq_len if max_seq_len is None else max_seq_len
     _check_sizes(config, batch, max_seq_len, page_size)
@@ -97,6 +102,27 @@ def plan(
         pages=pages,
         max_pages=max_pages,
     )
+
+
+def kv_bytes_per_token(config: DecoderConfig) -> int:
+    """Bytes of a token's keys and values in all layers."""
+    itemsize = jnp.dtype(config.dtype).itemsize
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
+
+
+def step_read_bytes(config: DecoderConfig, batch: int, context: float) -> int:
+    """Bytes that a decode step must read: every weight but lookup tables once, and the cache.
+
+    Args:
+        batch: rows; context: tokens in each of them, of which layers with a window read its part.
+    """
+    tables = 0 if config.tie_word_embeddings else config.vocab_size
+    tables += config.max_seq_len if config.positions == "learned" else 0
+    weights = param_count(config) - tables * config.hidden_size
+    windows = (config.window(layer) for layer in range(config.num_layers))
+    keys = sum(context if window is None else min(context, window) for window in windows)
+    cache = batch * keys * kv_bytes_per_token(config) / config.num_layers
+    return int(jnp.dtype(config.dtype).itemsize * weights + cache)
 
 
 def _check_sizes(config: DecoderConfig, batch: int, max_seq_len: int, page_size: int) -> None:
@@ -125,7 +151,7 @@ def _chunk_tokens(
     # Where a decode step needs all of the minimum, a little more makes far longer chunks.
     limit = max(DEFAULT_BUDGET, minimum + minimum // 4) if budget is None else budget
     if limit < minimum:
-        raise ValueError(f"activation_budget must be at least {minimum} bytes, got {limit}")
+        raise BudgetError(f"activation_budget must be at least {minimum} bytes, got {limit}")
     best = max(least, min(MAX_CHUNK, _aligned(batch * max_pages * page_size)))
     while best > least and activations(best) > limit:
         best -= CHUNK_ALIGNMENT
