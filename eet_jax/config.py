@@ -183,6 +183,32 @@ class DecoderConfig:
         """The factor of the attention scores."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
 
+    def per_device(self, devices: int) -> DecoderConfig:
+        """What each of ``devices`` that share heads and feed-forward columns computes.
+
+        Where KV heads are fewer than devices, each device has one, and some have the same.
+
+        Raises:
+            ValueError: unless ``devices`` divides heads and ``intermediate_size``, and is a divisor
+                or a multiple of the KV heads.
+        """
+        heads, kv_heads, columns = self.num_heads, self.num_kv_heads, self.intermediate_size
+        if (
+            devices < 1
+            or heads % devices
+            or columns % devices
+            or (kv_heads % devices and devices % kv_heads)
+        ):
+            raise ValueError(
+                f"devices must divide {heads} heads and intermediate_size {columns}, and be a "
+                f"divisor or a multiple of {kv_heads} KV heads, got {devices}"
+            )
+        return self.replace(
+            num_heads=heads // devices,
+            num_kv_heads=max(kv_heads // devices, 1),
+            intermediate_size=columns // devices,
+        )
+
     def replace(self, **changes: object) -> DecoderConfig:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
