@@ -34,6 +34,8 @@ html_show_copyright = False
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+smartquotes = False  # "rms" is a string
+
 # Docstrings write shapes as `[batch, seq]`.
 default_role = "code"
 napoleon_numpy_docstring = False

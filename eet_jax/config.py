@@ -62,7 +62,7 @@ class DecoderConfig:
         max_seq_len: the longest sequence, prompt and generated tokens together.
         norm: "rms" (scale only) or "layer" (scale and bias), with ``norm_eps``.
         activation: of the feed-forward; "gelu" is exact, "gelu_tanh" the approximation.
-        gated_mlp: down(activation(gate(x)) * up(x)) rather than down(activation(up(x))).
+        gated_mlp: ``down(activation(gate(x)) * up(x))`` rather than ``down(activation(up(x)))``.
         qkv_bias, output_bias, mlp_bias: whether those projections have biases.
         positions: "rotary" (with ``rope_theta``, ``rotary_dim`` of each head's dimensions, all by
             default, and ``rotary_scaling``), "learned" (a table of max_seq_len rows), "alibi" or
@@ -70,12 +70,13 @@ class DecoderConfig:
         qk_norm: RMS norm over each head of q and k before rotation.
         sliding_window: keys visible to a query, itself included: one int for all layers, a tuple
             with an int or None per layer, or None for all keys.
-        attention_scale: multiplies the scores, 1/sqrt(head_dim) by default.
-        attention_soft_cap, logit_soft_cap: x -> cap * tanh(x / cap), None for none.
+        attention_scale: multiplies the scores, `1 / sqrt(head_dim)` by default.
+        attention_soft_cap, logit_soft_cap: `x -> cap * tanh(x / cap)`, None for none.
         parallel_residual: attention and feed-forward both read the layer's input.
         embedding_scale: multiplies token embeddings.
         tie_word_embeddings: the output head is the embedding table.
-        dtype: of computation and cache; param_dtype: of stored parameters.
+        dtype: of computation and cache.
+        param_dtype: of stored parameters.
 
     Raises:
         ValueError: for sizes or options outside the above, with expected and got.
