@@ -35,7 +35,8 @@ def largest_batch(
     """The most rows of ``context`` tokens, as ``plan`` counts bytes; 0 if not even one fits.
 
     Args:
-        memory, activation_budget: as for ``longest_context``.
+        memory: bytes for weights, cache and activations.
+        activation_budget: as for ``plan``.
     """
     one, two = (plan(config, batch, context).kv_bytes for batch in (1, 2))
     return _most(

@@ -92,7 +92,8 @@ class LLM:
         """Answers a conversation through the model's chat template.
 
         Args:
-            messages: dicts with role and content; options as for ``generate``.
+            messages: dicts with role and content.
+            options: as for ``generate``.
 
         Raises:
             ImportError: without transformers and jinja2, with the command that installs them.
@@ -178,7 +179,7 @@ def chat_tokenizer(directory: Path) -> Any:
     """The transformers tokenizer of a directory, which applies its chat template.
 
     Raises:
-        ImportError: without transformers and jinja2, with the command that installs them;
+        ImportError: without transformers and jinja2, with the command that installs them.
         ValueError: if the directory has no chat template.
     """
     try:

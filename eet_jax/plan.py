@@ -114,7 +114,8 @@ def step_read_bytes(config: DecoderConfig, batch: int, context: float) -> int:
     """Bytes that a decode step must read: every weight but lookup tables once, and the cache.
 
     Args:
-        batch: rows; context: tokens in each of them, of which layers with a window read its part.
+        batch: rows.
+        context: tokens of each row; layers with a sliding window read no more than that of them.
     """
     tables = 0 if config.tie_word_embeddings else config.vocab_size
     tables += config.max_seq_len if config.positions == "learned" else 0

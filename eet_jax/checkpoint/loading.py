@@ -44,10 +44,9 @@ class Description:
 
 
 def describe(directory: str | os.PathLike[str], *, dtype: object = None) -> Description:
-    """Reads ``config.json`` and, if there are safetensors, their headers; no tensor.
+    """Reads ``config.json`` and, if there are safetensors, their headers, but no tensor.
 
-    Args, Raises:
-        As ``load``.
+    Arguments and errors are those of ``load``.
     """
     directory = Path(directory)
     family, config = _family_and_config(directory, dtype)
