@@ -34,7 +34,7 @@ html_show_copyright = False
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-smartquotes = False  # "rms" is a string
+smartquotes_action = "De"  # dashes and ellipses; "rms" is a string
 
 # Docstrings write shapes as `[batch, seq]`.
 default_role = "code"
@@ -44,7 +44,7 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "undoc-members": False}
+autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
