@@ -6,6 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
+import command_options
 import memory_table
 from docutils import nodes
 from flax import linen, nnx
@@ -35,6 +36,15 @@ class MemoryTable(SphinxDirective):
         return self.parse_text_to_nodes(memory_table.markdown())
 
 
+class CommandOptions(SphinxDirective):
+    """What a command of the command line takes."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(command_options.markdown(self.arguments[0]))
+
+
 def _module_signature(
     app: Sphinx,
     what: str,
@@ -59,5 +69,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.add_directive("picture", Picture)
     app.add_directive("memory-table", MemoryTable)
+    app.add_directive("command-options", CommandOptions)
     app.connect("autodoc-process-signature", _module_signature)
     return {"parallel_read_safe": True}
