@@ -20,8 +20,8 @@ PLAIN = jax.tree.map(np.asarray, PARAMS)
 WEIGHTS = eet_jax.prepare(CONFIG, PARAMS)
 BATCHES = (2, 3)
 CAPACITY, PAGE_SIZE = CONFIG.max_seq_len, 8
-MOST_NEW = 20
-"""Tokens that a row gets at once, more than a chunk of the activation budget holds."""
+MOST_NEW = 30
+"""Tokens that a row gets at once: of three rows, more than a prefill chunk of the budget."""
 
 
 def new_state(batch):
