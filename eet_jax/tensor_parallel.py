@@ -57,7 +57,10 @@ def shard(config: DecoderConfig, params: Params, mesh: Mesh) -> Prepared:
     axis = axis_of(mesh)
     config, params = repeat_kv_heads(config, params, mesh.size)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(config, axis))
-    return jax.device_put(prepare(config, params), shardings)
+    weights = jax.device_put(prepare(config, params), shardings)
+    if config.tie_word_embeddings:
+        weights = dataclasses.replace(weights, head=weights.embedding)
+    return weights
 
 
 def mesh_of(weights: Prepared) -> Mesh | None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import numpy_decoder
-from test_decoder_options import pad
+from test_decoder_options import pad, random_params
 
 import eet_jax
 from eet_jax.decoder import _decode_step, _prefill
@@ -64,8 +64,7 @@ def collectives(compiled: Any) -> collections.Counter[str]:
 
 def compiled_calls(config: eet_jax.DecoderConfig, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """A prefill in chunks and a decode step, compiled for the mesh."""
-    params = eet_jax.Decoder(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    weights = eet_jax.shard(config, params, mesh)
+    weights = eet_jax.shard(config, random_params(config), mesh)
     state = eet_jax.init_state(config, 2, mesh=mesh)
     tokens, lengths = np.zeros((2, 40), np.int32), np.full(2, 40, np.int32)
     return {

@@ -97,6 +97,12 @@ def test_each_device_has_its_part(weights):
     assert shard_bytes == plan.weight_bytes
 
 
+def test_a_tied_head_is_the_embedding():
+    config = CONFIG.replace(tie_word_embeddings=True)
+    split = eet_jax.shard(config, random_params(config), MESH)
+    assert split.head is split.embedding
+
+
 def test_a_pool_for_each_device():
     pools = [eet_jax.BufferPool(32 << 20, device=device) for device in DEVICES]
     state = eet_jax.init_state(CONFIG, 2, mesh=MESH, pool=pools)
