@@ -24,6 +24,7 @@ from eet_jax.pretrained import from_pretrained as from_pretrained
 from eet_jax.pretrained import save_pretrained as save_pretrained
 from eet_jax.state import DecodeState as DecodeState
 from eet_jax.state import init_state as init_state
+from eet_jax.tensor_parallel import shard as shard
 
 if TYPE_CHECKING:
     from eet_jax.installation import doctor as doctor

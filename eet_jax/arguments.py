@@ -16,7 +16,8 @@ def checked_tokens(config: DecoderConfig, tokens: Any, shape: tuple[int, ...]) -
     """``tokens`` as int32. Values are looked at only where they are on the host.
 
     Raises:
-        TypeError: unless they are ints; ValueError: unless they have ``shape`` and are ids.
+        TypeError: unless they are ints.
+        ValueError: unless they have ``shape`` and are ids.
     """
     _check_ints("tokens", tokens)
     if np.shape(tokens) != shape:
@@ -32,7 +33,8 @@ def checked_prompt(
     """Tokens `[batch, seq]` and lengths `[batch]` as int32; their values too, outside of jit.
 
     Raises:
-        TypeError: unless both are ints; ValueError: for wrong shapes, ids or lengths.
+        TypeError: unless both are ints.
+        ValueError: for wrong shapes, ids or lengths.
     """
     _check_ints("tokens", tokens)
     shape = np.shape(tokens)

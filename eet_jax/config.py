@@ -62,7 +62,7 @@ class DecoderConfig:
         max_seq_len: the longest sequence, prompt and generated tokens together.
         norm: "rms" (scale only) or "layer" (scale and bias), with ``norm_eps``.
         activation: of the feed-forward; "gelu" is exact, "gelu_tanh" the approximation.
-        gated_mlp: down(activation(gate(x)) * up(x)) rather than down(activation(up(x))).
+        gated_mlp: ``down(activation(gate(x)) * up(x))`` rather than ``down(activation(up(x)))``.
         qkv_bias, output_bias, mlp_bias: whether those projections have biases.
         positions: "rotary" (with ``rope_theta``, ``rotary_dim`` of each head's dimensions, all by
             default, and ``rotary_scaling``), "learned" (a table of max_seq_len rows), "alibi" or
@@ -70,12 +70,13 @@ class DecoderConfig:
         qk_norm: RMS norm over each head of q and k before rotation.
         sliding_window: keys visible to a query, itself included: one int for all layers, a tuple
             with an int or None per layer, or None for all keys.
-        attention_scale: multiplies the scores, 1/sqrt(head_dim) by default.
-        attention_soft_cap, logit_soft_cap: x -> cap * tanh(x / cap), None for none.
+        attention_scale: multiplies the scores, `1 / sqrt(head_dim)` by default.
+        attention_soft_cap, logit_soft_cap: `x -> cap * tanh(x / cap)`, None for none.
         parallel_residual: attention and feed-forward both read the layer's input.
         embedding_scale: multiplies token embeddings.
         tie_word_embeddings: the output head is the embedding table.
-        dtype: of computation and cache; param_dtype: of stored parameters.
+        dtype: of computation and cache.
+        param_dtype: of stored parameters.
 
     Raises:
         ValueError: for sizes or options outside the above, with expected and got.
@@ -182,6 +183,32 @@ class DecoderConfig:
     def score_scale(self) -> float:
         """The factor of the attention scores."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def per_device(self, devices: int) -> DecoderConfig:
+        """What each of ``devices`` that share heads and feed-forward columns computes.
+
+        Where KV heads are fewer than devices, each device has one, and some have the same.
+
+        Raises:
+            ValueError: unless ``devices`` divides heads and ``intermediate_size``, and is a divisor
+                or a multiple of the KV heads.
+        """
+        heads, kv_heads, columns = self.num_heads, self.num_kv_heads, self.intermediate_size
+        if (
+            devices < 1
+            or heads % devices
+            or columns % devices
+            or (kv_heads % devices and devices % kv_heads)
+        ):
+            raise ValueError(
+                f"devices must divide {heads} heads and intermediate_size {columns}, and be a "
+                f"divisor or a multiple of {kv_heads} KV heads, got {devices}"
+            )
+        return self.replace(
+            num_heads=heads // devices,
+            num_kv_heads=max(kv_heads // devices, 1),
+            intermediate_size=columns // devices,
+        )
 
     def replace(self, **changes: object) -> DecoderConfig:
         """A copy with some fields changed, checked again."""

@@ -18,11 +18,13 @@ import xla_ops
 from eet_jax import ends, persistent, positions
 from eet_jax.arguments import check_embeds, checked_prompt, checked_tokens
 from eet_jax.config import DecoderConfig
-from eet_jax.packing import Packed, for_chunks, pack, padded_tokens
+from eet_jax.layers import run_chunk, run_layers, run_step
+from eet_jax.packing import for_chunks, pack, padded_tokens
 from eet_jax.params import Params
 from eet_jax.prepare import Prepared, prepare
 from eet_jax.state import DecodeState, check_status, reserve
-from xla_ops import HeadWeights, KvCache, LayerOptions, Tokens, decoder_layer
+from eet_jax.tensor_parallel import WHOLE, check_split, over_mesh
+from xla_ops import Tokens
 
 
 def prefill(
@@ -53,11 +55,13 @@ def prefill(
 
     Raises:
         ValueError: if shapes do not fit; outside jit also if tokens are outside the vocabulary or
-            rows grow beyond the state's capacity. TypeError: for tokens that are not ints.
+            rows grow beyond the state's capacity.
+        TypeError: for tokens that are not ints.
     """
     tokens, lengths = checked_prompt(config, tokens, lengths, state)
     weights = prepare(config, params)
-    return _prefill(config, weights, tokens, lengths, state, implementation)
+    check_split(weights, state)
+    return _prefill(config, weights, tokens, lengths, state, implementation=implementation)
 
 
 def decode_step(
@@ -81,14 +85,16 @@ def decode_step(
         its logits are NaN.
 
     Raises:
-        ValueError: if shapes do not fit; TypeError: for tokens that are not ints. RuntimeError: if
-            an earlier step of this state was given up, which shows when that step is over
-            (``state.check_status``): before the next one at the earliest.
+        ValueError: if shapes do not fit.
+        TypeError: for tokens that are not ints.
+        RuntimeError: if an earlier step of this state was given up, which shows when that step is
+            over (``state.check_status``): before the next one at the earliest.
     """
     check_status(state)
     tokens = checked_tokens(config, tokens, (state.batch,))
     weights = prepare(config, params)
-    return _decode_step(config, weights, tokens, state, implementation)
+    check_split(weights, state)
+    return _decode_step(config, weights, tokens, state, implementation=implementation)
 
 
 def extend(
@@ -109,25 +115,35 @@ def extend(
         return_hidden: return the final norm's output `[batch, seq, hidden]` instead of logits.
 
     Raises:
-        As ``prefill``.
+        ValueError, TypeError: as ``prefill``.
     """
     tokens, lengths = checked_prompt(config, tokens, lengths, state)
     if inputs_embeds is not None:
         check_embeds(config, inputs_embeds, tokens.shape)
     weights = prepare(config, params)
+    check_split(weights, state)
     return _extend(
-        config, weights, tokens, lengths, state, inputs_embeds, return_hidden, implementation
+        config,
+        weights,
+        tokens,
+        lengths,
+        state,
+        inputs_embeds,
+        return_hidden=return_hidden,
+        implementation=implementation,
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=4)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="implementation", donate_argnums=4)
+@over_mesh(lambda state: (WHOLE, state))
 def _prefill(
     config: DecoderConfig,
     weights: Prepared,
     tokens: jax.Array,
     lengths: jax.Array,
     state: DecodeState,
-    implementation: str | None,
+    *,
+    implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     state, lengths = _reserve(state, lengths)
     packed = pack(tokens, lengths, state.lengths)
@@ -136,7 +152,7 @@ def _prefill(
 
     def chunk(start: Any, size: int, carry: Any) -> Any:
         state, hidden = carry
-        stream, state = _run_chunk(config, weights, packed, start, size, state, implementation)
+        stream, state = run_chunk(config, weights, packed, start, size, state, implementation)
         at = last - start
         here = (lengths > 0) & (at >= 0) & (at < size)
         rows = jnp.take(stream, jnp.clip(at, 0, size - 1), axis=0)
@@ -149,7 +165,13 @@ def _prefill(
     return jnp.where(lengths[:, None] > 0, logits, jnp.nan), state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7), donate_argnums=4)
+@functools.partial(
+    jax.jit,
+    static_argnums=0,
+    static_argnames=("return_hidden", "implementation"),
+    donate_argnums=4,
+)
+@over_mesh(lambda state: (WHOLE, state))
 def _extend(
     config: DecoderConfig,
     weights: Prepared,
@@ -157,8 +179,9 @@ def _extend(
     lengths: jax.Array,
     state: DecodeState,
     inputs_embeds: jax.Array | None,
-    return_hidden: bool,
-    implementation: str | None,
+    *,
+    return_hidden: bool = False,
+    implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     asked = lengths
     state, lengths = _reserve(state, asked)
@@ -171,7 +194,7 @@ def _extend(
 
     def chunk(start: Any, size: int, carry: Any) -> Any:
         state, out = carry
-        stream, state = _run_chunk(config, weights, packed, start, size, state, implementation)
+        stream, state = run_chunk(config, weights, packed, start, size, state, implementation)
         hidden = stream[:size]
         rows = (
             ends.final_norm(config, weights, hidden, implementation)
@@ -200,13 +223,15 @@ def _reserve(state: DecodeState, lengths: jax.Array) -> tuple[DecodeState, jax.A
     return dataclasses.replace(state, page_table=table), jnp.where(fits, lengths, 0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="implementation", donate_argnums=3)
+@over_mesh(lambda state: (WHOLE, state))
 def _decode_step(
     config: DecoderConfig,
     weights: Prepared,
     tokens: jax.Array,
     state: DecodeState,
-    implementation: str | None,
+    *,
+    implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     state = reserve(state, state.lengths + 1)
     active = jnp.ones(state.batch, bool)
@@ -252,109 +277,10 @@ def decode_embedded(
     Logits are NaN where ``tokens.rows`` is -1.
     """
     if persistent.takes(config, state, implementation):
-        return _run_step(config, weights, tokens, state, implementation)
-    stream, state = _run_layers(
+        return run_step(config, weights, tokens, state, implementation)
+    stream, state = run_layers(
         config, weights, state.residual, tokens, state, implementation, decode=True
     )
     hidden = jnp.where(tokens.rows[:, None] < 0, jnp.nan, stream[: state.batch])
     logits = ends.logits(config, weights, hidden, path="decode", implementation=implementation)
     return logits, state
-
-
-def _run_step(
-    config: DecoderConfig,
-    weights: Prepared,
-    tokens: Tokens,
-    state: DecodeState,
-    implementation: str | None,
-) -> tuple[jax.Array, DecodeState]:
-    """All layers and the head, in one call."""
-    logits, k, v, workspace, status = xla_ops.decode_step(
-        state.residual,
-        weights.attention,
-        weights.mlp,
-        HeadWeights(weights.final_scale, weights.final_bias, weights.head),
-        KvCache(state.k, state.v, state.page_table),
-        tokens,
-        state.workspace,
-        state.status,
-        options=layer_options(config, 0, decode=True, pooled=state.pooled),
-        windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
-        implementation=implementation,
-    )
-    state = dataclasses.replace(state, k=k, v=v, workspace=workspace, status=status)
-    return ends.cap_logits(config, logits), state
-
-
-def _run_chunk(
-    config: DecoderConfig,
-    weights: Prepared,
-    packed: Packed,
-    start: Any,
-    size: int,
-    state: DecodeState,
-    implementation: str | None,
-) -> tuple[jax.Array, DecodeState]:
-    """Runs all layers over tokens [start, start + size); returns the residual stream too."""
-    index = start + jnp.arange(size)
-    inside = jnp.minimum(index, packed.ids.shape[0] - 1)
-    rows = jnp.where(index < packed.ids.shape[0], packed.rows[inside], -1)
-    at = packed.positions[inside]
-    if packed.embeds is None:
-        ids = packed.ids[inside]
-        stream = ends.embed(
-            config, weights, ids, at, into=state.residual, implementation=implementation
-        )
-    else:
-        embeds = packed.embeds[jnp.maximum(rows, 0), packed.offsets[inside]].astype(config.dtype)
-        embeds = ends.add_positions(weights, embeds, at)
-        stream = jax.lax.dynamic_update_slice(state.residual, embeds, (0, 0))
-    tokens = Tokens(rows, at, positions.rotary_table(config, at))
-    return _run_layers(config, weights, stream, tokens, state, implementation)
-
-
-def _run_layers(
-    config: DecoderConfig,
-    weights: Prepared,
-    stream: jax.Array,
-    tokens: Tokens,
-    state: DecodeState,
-    implementation: str | None,
-    *,
-    decode: bool = False,
-) -> tuple[jax.Array, DecodeState]:
-    """All layers on the residual stream of packed tokens."""
-    tokens = tokens._replace(alibi_slopes=positions.alibi_slopes(config))
-    k, v, workspace = state.k, state.v, state.workspace
-    for layer in range(config.num_layers):
-        options = layer_options(config, layer, decode=decode, pooled=state.pooled)
-        stream, k, v, workspace = decoder_layer(
-            stream,
-            weights.attention,
-            weights.mlp,
-            KvCache(k, v, state.page_table),
-            tokens,
-            workspace,
-            layer=layer,
-            options=options,
-            implementation=implementation,
-        )
-    return stream, dataclasses.replace(state, k=k, v=v, workspace=workspace, residual=stream)
-
-
-def layer_options(
-    config: DecoderConfig, layer: int, *, decode: bool = False, pooled: bool = False
-) -> LayerOptions:
-    """What the layer's kernels need to know of the config."""
-    return LayerOptions(
-        norm=config.norm,
-        eps=config.norm_eps,
-        activation=config.activation,
-        gated=config.gated_mlp,
-        scale=config.score_scale,
-        soft_cap=config.attention_soft_cap or 0.0,
-        window=config.window(layer) or 0,
-        parallel_residual=config.parallel_residual,
-        decode=decode,
-        pooled=pooled,
-    )

@@ -45,7 +45,8 @@ def forward(
 
     Raises:
         ValueError: if shapes do not fit, both or none of tokens and inputs_embeds are given, or
-        positions with ALiBi; TypeError: for tokens that are not ints.
+            positions with ALiBi.
+        TypeError: for tokens that are not ints.
     """
     if positions is not None and config.positions == "alibi":
         raise ValueError(

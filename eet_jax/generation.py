@@ -15,10 +15,12 @@ import numpy as np
 from eet_jax import positions, requests
 from eet_jax.config import DecoderConfig
 from eet_jax.decoder import _prefill, decode_embedded, row_limits
+from eet_jax.placement import everywhere
 from eet_jax.pool import BufferPool
 from eet_jax.prepare import Prepared, prepare
 from eet_jax.requests import Request
 from eet_jax.state import DecodeState, check_status, init_state, raise_failure, reserve
+from eet_jax.tensor_parallel import WHOLE, check_split, mesh_of, over_mesh
 from xla_ops import InputTables, Limits, Progress, Record, Sampling, Tokens, advance
 
 CHUNK_STEPS = 16
@@ -81,11 +83,12 @@ def generate(
         prompts: a list of token lists, or an int array `[batch, seq]`.
         max_new_tokens: the most tokens to generate for each row.
         temperature: 0 is greedy. This and the next four are a number, or one for each row.
-        top_k: sample among the k most probable tokens, 0 for all; top_p: among the most probable
-            that together reach p; min_p: among those with at least min_p times the highest
-            probability. They apply in this order, after ``repetition_penalty`` (as transformers
-            defines it, over this call's prompt and generated tokens: of what a continued ``state``
-            holds, only keys and values are known) and temperature.
+        top_k: sample among the k most probable tokens, 0 for all.
+        top_p: of these, among the most probable that together reach p.
+        min_p: of these, among those with at least min_p times the highest probability.
+        repetition_penalty: as transformers defines it, before temperature and all filters, over
+            this call's prompt and generated tokens: of what a continued ``state`` holds, only keys
+            and values are known.
         eos_token_id: one id or several.
         stop: token sequences that end a row; they are cut off.
         logprobs: whether to return them.
@@ -98,8 +101,9 @@ def generate(
 
     Raises:
         ValueError: for empty prompts, token ids outside the vocabulary, prompts and new tokens
-            beyond max_seq_len, or options out of range; TypeError: for prompts that are not ints.
-            RuntimeError: if the GPU gave up a decode step, now or before in ``state``.
+            beyond max_seq_len, or options out of range.
+        TypeError: for prompts that are not ints.
+        RuntimeError: if the GPU gave up a decode step, now or before in ``state``.
     """
     if num_beams != 1:
         raise ValueError(f"num_beams must be 1, beam search is not built yet, got {num_beams}")
@@ -162,11 +166,13 @@ class Run:
         self.logprobs: list[list[float]] = [[] for _ in range(request.batch)]
         self.finished = np.zeros(request.batch, bool)
         if state is None:
-            state = init_state(config, request.batch, request.capacity, pool=pool)
+            mesh = mesh_of(weights)
+            state = init_state(config, request.batch, request.capacity, pool=pool, mesh=mesh)
             self.held = np.zeros(request.batch, np.int32)
         else:
             self.held = np.asarray(state.lengths)
             check_status(state)
+            check_split(weights, state)
         self.state = state
 
     def chunks(self) -> Iterator[None]:
@@ -177,9 +183,10 @@ class Run:
             return
         loop = self._start()
         device = next(iter(loop.state.k.devices()))
+        small = everywhere(loop.state.mesh, device)
         # Once: host arrays would be copied to the device for every chunk.
-        options = jax.device_put((self.sampling, request.limits()), device)
-        stopped = jax.device_put(np.zeros(request.batch, bool), device)
+        options = jax.device_put((self.sampling, request.limits()), small)
+        stopped = jax.device_put(np.zeros(request.batch, bool), small)
         _compile_chunks(self.config, self.weights, loop, *options, stopped)
         ahead = 1 if device.platform == "gpu" else 0  # busy while the host reads a chunk
         pending: collections.deque[Any] = collections.deque()
@@ -195,7 +202,7 @@ class Run:
                 steps += size
             ended = self._take(*pending.popleft())
             if ended.any():  # the loop remembers those before
-                stopped = jax.device_put(ended, device)
+                stopped = jax.device_put(ended, small)
             yield
 
     def final_state(self) -> DecodeState:
@@ -208,7 +215,7 @@ class Run:
     def _prefill(self) -> jax.Array:
         request = self.request
         logits, self.state = _prefill(
-            self.config, self.weights, request.tokens, request.lengths, self.state, None
+            self.config, self.weights, request.tokens, request.lengths, self.state
         )
         return logits
 
@@ -252,16 +259,17 @@ class Loop:
 
     state: DecodeState
     logits: jax.Array
-    """[batch, vocab] float32, of the token to sample next"""
+    """`[batch, vocab]` float32, of the token to sample next"""
     seen: jax.Array
-    """[batch, vocab] bool, tokens of the row so far"""
+    """`[batch, vocab]` bool, tokens of the row so far"""
     generated: jax.Array
-    """[batch] int32"""
+    """`[batch]` int32"""
     done: jax.Array
-    """[batch] bool"""
+    """`[batch]` bool"""
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
+@over_mesh(lambda state: Loop(state, WHOLE, WHOLE, WHOLE, WHOLE))
 def _first(
     config: DecoderConfig,
     tokens: jax.Array,
@@ -298,6 +306,7 @@ def _compile_chunks(*arguments: Any) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="steps", donate_argnums=2)
+@over_mesh(lambda loop: (loop, WHOLE))
 def _decode_chunk(
     config: DecoderConfig,
     weights: Prepared,

@@ -13,7 +13,8 @@ import jax
 
 from xla_ops import _library, decode_step_problem
 
-PACKAGES = ("eet-jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "transformers", "jinja2")
+PACKAGES = ("eet-jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "transformers", "jinja2",
+            "matplotlib")  # fmt: skip
 
 CUBLASLT = "libcublasLt.so.13"
 """What the CUDA library loads when it first multiplies."""

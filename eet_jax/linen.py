@@ -52,7 +52,8 @@ class Decoder(nn.Module):
             `[batch, seq, vocab]`, or `([batch, seq, vocab], state)` when a state is given.
 
         Raises:
-            ValueError: if shapes or arguments do not fit; TypeError: for tokens that are not ints.
+            ValueError: if shapes or arguments do not fit.
+            TypeError: for tokens that are not ints.
         """
         params = {
             name: _leaf_or_tree(self, name, spec, self.config.param_dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,14 +25,20 @@ class LLM:
             the package.
         dtype: of weights and computation; the checkpoint's own if None.
         pool: where generation leases its memory, the default pool if None.
+        progress: called with the bytes of the weights that have been read, and all of them.
 
     Raises:
-        FileNotFoundError: if the directory or one of its files is missing; ValueError: for
-            checkpoints that are not supported.
+        FileNotFoundError: if the directory or one of its files is missing.
+        ValueError: for checkpoints that are not supported.
     """
 
     def __init__(
-        self, model: str | Path, *, dtype: Any = None, pool: BufferPool | None = None
+        self,
+        model: str | Path,
+        *,
+        dtype: Any = None,
+        pool: BufferPool | None = None,
+        progress: checkpoint.Progress | None = None,
     ) -> None:
         self.directory = models.resolve(model)
         tokenizer = self.directory / "tokenizer.json"
@@ -42,11 +49,10 @@ class LLM:
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer))
         self.tokenizer.no_truncation()  # what training left in the file is not meant for prompts
         self.tokenizer.no_padding()
-        self.config, params = checkpoint.load(self.directory, dtype=dtype)
+        self.config, params = checkpoint.load(self.directory, dtype=dtype, progress=progress)
         self.weights = prepare(self.config, params, donate=True)
         self.eos_token_id = _eos(self.directory)
         self._pool = pool
-        self._chat_tokenizer: Any = None
 
     @overload
     def generate(self, prompts: str, **options: Any) -> str: ...
@@ -86,32 +92,35 @@ class LLM:
         """Answers a conversation through the model's chat template.
 
         Args:
-            messages: dicts with role and content; options as for ``generate``.
+            messages: dicts with role and content.
+            options: as for ``generate``.
 
         Raises:
-            ImportError: without transformers and jinja2, with the command that installs them;
+            ImportError: without transformers and jinja2, with the command that installs them.
             ValueError: if the model has no chat template.
         """
-        text = self.chat_prompt(messages)
-        # The template has written the special tokens.
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return self._complete([ids], **options)[0]
+        return self._complete([self.chat_tokens(messages)], **options)[0]
+
+    def stream_chat(self, messages: Sequence[dict[str, str]], **options: Any) -> Iterator[str]:
+        """Answers a conversation, piece by piece; arguments and errors as ``chat``."""
+        (row,), run = self._run([self.chat_tokens(messages)], **options)
+        return _pieces(row, run)
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> str:
         """The text that the chat template makes of ``messages``; errors as ``chat``."""
-        if self._chat_tokenizer is None:
-            try:
-                import jinja2  # noqa: F401
-                from transformers import AutoTokenizer
-            except ImportError as error:
-                raise ImportError("chat needs: pip install 'eet-jax[chat]'") from error
-            self._chat_tokenizer = AutoTokenizer.from_pretrained(str(self.directory))
-        if not self._chat_tokenizer.chat_template:
-            raise ValueError(f"{self.directory} has no chat template")
         text: str = self._chat_tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=True
         )
         return text
+
+    def chat_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The tokens of ``chat_prompt``, the special ones being those of the template."""
+        text = self.chat_prompt(messages)
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @functools.cached_property
+    def _chat_tokenizer(self) -> Any:
+        return chat_tokenizer(self.directory)
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
         return [self.tokenizer.encode(prompt).ids for prompt in prompts]
@@ -164,6 +173,24 @@ class LLM:
             watch=lambda row, token: rows[row].push(token),
         )
         return rows, run
+
+
+def chat_tokenizer(directory: Path) -> Any:
+    """The transformers tokenizer of a directory, which applies its chat template.
+
+    Raises:
+        ImportError: without transformers and jinja2, with the command that installs them.
+        ValueError: if the directory has no chat template.
+    """
+    try:
+        import jinja2  # noqa: F401
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ImportError("chat needs: pip install 'eet-jax[chat]'") from error
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    if not tokenizer.chat_template:
+        raise ValueError(f"{directory} has no chat template")
+    return tokenizer
 
 
 def _pieces(row: TextRow, run: Run) -> Iterator[str]:

@@ -18,17 +18,17 @@ class Packed:
     """The real tokens of a batch, one row after the other."""
 
     ids: jax.Array
-    """[tokens]"""
+    """`[tokens]`"""
     rows: jax.Array
-    """[tokens], -1 after the last real one"""
+    """`[tokens]`, -1 after the last real one"""
     positions: jax.Array
-    """[tokens], in their sequence"""
+    """`[tokens]`, in their sequence"""
     offsets: jax.Array
-    """[tokens], in the padded batch"""
+    """`[tokens]`, in the padded batch"""
     count: jax.Array
     """How many are real"""
     embeds: jax.Array | None = None
-    """[batch, seq, hidden], not packed"""
+    """`[batch, seq, hidden]`, not packed"""
 
     @property
     def size(self) -> int:

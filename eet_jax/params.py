@@ -1,4 +1,4 @@
-"""The parameter tree: paths, shapes and initialisers. This is a contract, version 1.
+"""The parameter tree: paths, shapes and initialisers. This is a contract, version 1::
 
     embedding/embedding              [vocab, hidden]
     position_embedding/embedding     [max_seq_len, hidden]       positions="learned"

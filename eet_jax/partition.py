@@ -60,17 +60,11 @@ def repeat_kv_heads(
         params: the canonical tree (``eet_jax.params``).
 
     Raises:
-        ValueError: if neither of ``num_kv_heads`` and ``size`` is a multiple of the other, or
-            ``num_heads`` is none of ``size``.
+        ValueError: as ``config.per_device(size)``.
     """
-    c = config
-    if c.num_kv_heads % size == 0:
+    c, part = config, config.per_device(size)
+    if part.num_kv_heads * size == c.num_kv_heads:
         return config, params
-    if size % c.num_kv_heads or c.num_heads % size:
-        raise ValueError(
-            f"size must divide {c.num_heads} heads, and be a multiple or a divisor of "
-            f"{c.num_kv_heads} KV heads, got {size}"
-        )
 
     def repeat(leaf: jax.Array) -> jax.Array:
         heads = leaf.reshape(c.num_layers, c.num_kv_heads, c.head_dim, *leaf.shape[2:])

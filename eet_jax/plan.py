@@ -22,6 +22,10 @@ MAX_CHUNK = 8192
 """Longer chunks no longer speed anything up."""
 
 
+class BudgetError(ValueError):
+    """An activation budget is under the minimum."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Bytes of a decoder with a given state.
@@ -32,12 +36,19 @@ class Plan:
     """
 
     weight_bytes: int
+    """Of all parameters in ``config.dtype``"""
     kv_bytes: int
+    """Of the keys and values of all layers and pages"""
     workspace_bytes: int
+    """Of the activations inside a layer"""
     residual_bytes: int
+    """Of the residual stream of a prefill chunk"""
     chunk_tokens: int
+    """The most tokens of a prefill chunk"""
     pages: int
+    """Of the cache, with the first, which is nobody's"""
     max_pages: int
+    """Of a row, in the page table"""
 
     @property
     def activation_bytes(self) -> int:
@@ -62,12 +73,16 @@ def plan(
     """What ``init_state`` with the same arguments leases, and the weights in ``config.dtype``.
 
     Args:
-        batch: rows; max_seq_len: the most tokens of a row, ``config.max_seq_len`` by default.
+        batch: rows.
+        max_seq_len: the most tokens of a row, ``config.max_seq_len`` by default.
         activation_budget: bytes for activations; by default 256 MiB, or a quarter more than the
             minimum if that is more.
+        page_size: tokens of a page, a multiple of 8.
+        pages: of the cache; by default as many as all rows need at max_seq_len.
 
     Raises:
-        ValueError: for sizes out of range, or a budget under the minimum, with the minimum.
+        ValueError: for sizes out of range, or (``BudgetError``) a budget under the minimum, with
+            the minimum.
     """
     max_seq_len = config.max_seq_len if max_seq_len is None else max_seq_len
     _check_sizes(config, batch, max_seq_len, page_size)
@@ -87,6 +102,28 @@ def plan(
         pages=pages,
         max_pages=max_pages,
     )
+
+
+def kv_bytes_per_token(config: DecoderConfig) -> int:
+    """Bytes of a token's keys and values in all layers."""
+    itemsize = jnp.dtype(config.dtype).itemsize
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
+
+
+def step_read_bytes(config: DecoderConfig, batch: int, context: float) -> int:
+    """Bytes that a decode step must read: every weight but lookup tables once, and the cache.
+
+    Args:
+        batch: rows.
+        context: tokens of each row; layers with a sliding window read no more than that of them.
+    """
+    tables = 0 if config.tie_word_embeddings else config.vocab_size
+    tables += config.max_seq_len if config.positions == "learned" else 0
+    weights = param_count(config) - tables * config.hidden_size
+    windows = (config.window(layer) for layer in range(config.num_layers))
+    keys = sum(context if window is None else min(context, window) for window in windows)
+    cache = batch * keys * kv_bytes_per_token(config) / config.num_layers
+    return int(jnp.dtype(config.dtype).itemsize * weights + cache)
 
 
 def _check_sizes(config: DecoderConfig, batch: int, max_seq_len: int, page_size: int) -> None:
@@ -115,7 +152,7 @@ def _chunk_tokens(
     # Where a decode step needs all of the minimum, a little more makes far longer chunks.
     limit = max(DEFAULT_BUDGET, minimum + minimum // 4) if budget is None else budget
     if limit < minimum:
-        raise ValueError(f"activation_budget must be at least {minimum} bytes, got {limit}")
+        raise BudgetError(f"activation_budget must be at least {minimum} bytes, got {limit}")
     best = max(least, min(MAX_CHUNK, _aligned(batch * max_pages * page_size)))
     while best > least and activations(best) > limit:
         best -= CHUNK_ALIGNMENT

@@ -21,7 +21,7 @@ from xla_ops import _library
 _LIBRARIES = {"cpu": "cpu", "gpu": "cuda"}
 """The native library of each JAX platform."""
 
-_DEFAULT_SHARE = {"cpu": 0.75, "gpu": 0.9}
+DEFAULT_SHARE = {"cpu": 0.75, "gpu": 0.9}
 """Of a device's memory, the default pool's capacity."""
 
 _DLPACK_CODES = {
@@ -206,11 +206,20 @@ def default_pool(device: jax.Device | None = None) -> BufferPool:
     with _default_pools_lock:
         pool = _default_pools.get(device)
         if pool is None or pool.closed:
-            library = _library.require(_LIBRARIES[device.platform])
-            available = _library.native().device_bytes(library, _ordinal(device))
-            capacity = int(available * _DEFAULT_SHARE[device.platform])
+            capacity = int(device_bytes(device) * DEFAULT_SHARE[device.platform])
             pool = _default_pools[device] = BufferPool(capacity, device=device, initial=0)
         return pool
+
+
+def device_bytes(device: jax.Device | None = None) -> int:
+    """All memory of ``device``, JAX's default device if None; of a CPU, the host's.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as ``BufferPool``.
+    """
+    device = _checked_device(device)
+    library = _library.require(_LIBRARIES[device.platform])
+    return int(_library.native().device_bytes(library, _ordinal(device)))
 
 
 @contextlib.contextmanager

@@ -26,16 +26,19 @@ class Prepared:
     """Weights as the kernels read them, in ``config.dtype``; a pytree made by ``prepare``."""
 
     embedding: jax.Array
-    """[vocab, hidden]"""
+    """`[vocab, hidden]`"""
     position_embedding: jax.Array | None
-    """[max_seq_len, hidden]"""
+    """`[max_seq_len, hidden]`"""
     attention: AttentionWeights
+    """Of all layers"""
     mlp: MlpWeights
+    """Of all layers"""
     final_scale: jax.Array
-    """[hidden]"""
+    """`[hidden]`"""
     final_bias: jax.Array | None
+    """`[hidden]`"""
     head: jax.Array
-    """[vocab, hidden]; the embedding itself when tied"""
+    """`[vocab, hidden]`; the embedding itself when tied"""
 
 
 def prepare(config: DecoderConfig, params: Params | Prepared, *, donate: bool = False) -> Prepared:

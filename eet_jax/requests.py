@@ -26,9 +26,9 @@ class Request:
     """Prompts, right-padded to their bucket, and when to end."""
 
     tokens: np.ndarray
-    """[batch, bucket] int32"""
+    """`[batch, bucket]` int32"""
     lengths: np.ndarray
-    """[batch] int32"""
+    """`[batch]` int32"""
     capacity: int
     max_new_tokens: int
     eos: tuple[int, ...]
@@ -57,7 +57,8 @@ def resolve(decoder: Any, params: Any) -> tuple[DecoderConfig, Any]:
     """Config and parameters of what ``generate`` was given.
 
     Raises:
-        TypeError: if it is no decoder; ValueError: if there are no parameters.
+        TypeError: if it is no decoder.
+        ValueError: if there are no parameters.
     """
     config = decoder if isinstance(decoder, DecoderConfig) else getattr(decoder, "config", None)
     if not isinstance(config, DecoderConfig):

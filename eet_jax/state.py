@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from eet_jax.config import DecoderConfig
+from eet_jax.placement import Placement
 from eet_jax.plan import PAGE_SIZE, plan
-from eet_jax.pool import BufferPool, default_pool
+from eet_jax.pool import BufferPool
 from xla_ops import decode_step_failure, decode_step_problem
+
+SPLIT = {"k": 2, "v": 2, "workspace": 0}
+"""The dimensions of a state's arrays that are split over a mesh; all else is on every device."""
 
 
 @jax.tree_util.register_dataclass
@@ -28,23 +34,26 @@ class DecodeState:
     """
 
     k: jax.Array
-    """[layers, pages, kv_heads, page_size, head_dim]; page 0 is nobody's"""
+    """`[layers, pages, kv_heads, page_size, head_dim]`; page 0 is nobody's"""
     v: jax.Array
+    """As ``k``"""
     page_table: jax.Array
-    """[batch, max_pages] int32, 0 where no page is assigned"""
+    """`[batch, max_pages]` int32, 0 where no page is assigned"""
     lengths: jax.Array
-    """[batch] int32, tokens of each row so far"""
+    """`[batch]` int32, tokens of each row so far"""
     residual: jax.Array
-    """[chunk tokens, hidden], the residual stream of a prefill chunk"""
+    """`[chunk tokens, hidden]`, the residual stream of a prefill chunk"""
     workspace: jax.Array
-    """[bytes] uint8, the activations inside a layer"""
+    """`[bytes]` uint8, the activations inside a layer"""
     status: jax.Array
-    """[1] int32, 0 unless a decode step was given up (``check_status``)"""
+    """`[1]` int32, 0 unless a decode step was given up (``check_status``)"""
     pooled: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether the kernels check that the arrays lie in a pool, as they must on the GPU"""
     persistent: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether the device runs the persistent decode step; decoders and batches that it is built for
     decode by it. ``dataclasses.replace(state, persistent=False)`` decodes layer by layer"""
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+    """Whose devices share the heads; each has the keys and values of its own"""
 
     @property
     def batch(self) -> int:
@@ -123,54 +132,53 @@ def init_state(
     batch: int,
     max_seq_len: int | None = None,
     *,
-    pool: BufferPool | None = None,
+    pool: BufferPool | Sequence[BufferPool] | None = None,
     activation_budget: int | None = None,
     kv_dtype: Any = None,
     page_size: int = PAGE_SIZE,
     pages: int | None = None,
+    mesh: Mesh | None = None,
 ) -> DecodeState:
     """An empty state, leased from ``pool``.
 
     Args:
         batch: rows.
         max_seq_len: the most tokens of a row, ``config.max_seq_len`` by default.
-        pool: the device's default pool if None.
+        pool: the device's default pool if None; with a mesh a list, of a pool for each device.
         activation_budget: bytes for the activations of a prefill chunk and of a decode step. More
             is faster; chunks are made as long as it allows. See ``eet_jax.plan`` for the minimum.
         kv_dtype: of the cache; only ``config.dtype``, the default, is supported so far.
         page_size: tokens of a page, a multiple of 8.
         pages: of the cache; by default as many as all rows need at max_seq_len.
+        mesh: of one axis, for weights split by ``eet_jax.shard``. Each device leases the cache of
+            its own KV heads and the budget's activations: ``plan(config.per_device(n), ...)``.
 
     Raises:
-        ValueError: for sizes out of range, or a budget under the minimum, with the minimum.
+        ValueError: for sizes out of range, a budget under the minimum, with the minimum, or a mesh
+            over which the heads cannot be split.
         PoolExhausted: if the pool has no room, with bytes needed and free.
     """
-    p = plan(
-        config,
-        batch,
-        max_seq_len,
-        activation_budget,
-        page_size=page_size,
-        pages=pages,
-    )
+    part = config if mesh is None else config.per_device(mesh.size)
+    p = plan(part, batch, max_seq_len, activation_budget, page_size=page_size, pages=pages)
     if kv_dtype is not None and jnp.dtype(kv_dtype).name != config.dtype:
         raise ValueError(f"kv_dtype must be None or {config.dtype}, got {jnp.dtype(kv_dtype).name}")
-    pool = default_pool() if pool is None else pool
-    cache = (config.num_layers, p.pages, config.num_kv_heads, page_size, config.head_dim)
-    arrays = {
-        "k": pool.empty(cache, config.dtype),
-        "v": pool.empty(cache, config.dtype),
-        "residual": pool.empty((p.chunk_tokens, config.hidden_size), config.dtype),
-        "workspace": pool.empty((p.workspace_bytes,), jnp.uint8),
+    placement = Placement(mesh, pool)
+    cache = (config.num_layers, p.pages, part.num_kv_heads, page_size, config.head_dim)
+    small = {
         "page_table": jnp.zeros((batch, p.max_pages), jnp.int32),
         "lengths": jnp.zeros((batch,), jnp.int32),
         "status": jnp.zeros((1,), jnp.int32),
     }
-    device = next(iter(arrays["k"].devices()))
+    device = placement.devices[0]
     return DecodeState(
-        **jax.device_put(arrays, device),
+        k=placement.lease(cache, config.dtype, split=SPLIT["k"]),
+        v=placement.lease(cache, config.dtype, split=SPLIT["v"]),
+        residual=placement.lease((p.chunk_tokens, config.hidden_size), config.dtype),
+        workspace=placement.lease((p.workspace_bytes,), "uint8", split=SPLIT["workspace"]),
+        **placement.put(small),
         pooled=device.platform == "gpu",
-        persistent=decode_step_problem(device) is None,
+        persistent=mesh is None and decode_step_problem(device) is None,
+        mesh=mesh,
     )
 
 

@@ -83,7 +83,7 @@ def parse_args() -> argparse.Namespace:
 def make_optimizer(steps: int, learning_rate: float) -> optax.GradientTransformation:
     """AdamW with warm-up, cosine decay and clipping."""
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, min(200, steps // 10 + 1), steps, learning_rate / 20
+        0.0, learning_rate, min(200, steps // 10 + 1), max(steps, 2), learning_rate / 20
     )
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=0.1)

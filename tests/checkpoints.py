@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eet_jax.checkpoint import save
 from eet_jax.checkpoint.tree import flatten
 from eet_jax.config import DecoderConfig
-from eet_jax.params import init_params
+from eet_jax.params import Params, init_params, is_spec, param_specs
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 
@@ -104,6 +105,25 @@ GPT2: dict[str, Any] = SMALL | {
     "mlp_bias": True,
     "positions": "learned",
 }
+
+
+def random_params(config: DecoderConfig, *, seed: int = 0, scale: float = 1.0) -> Params:
+    """Parameters by numpy, norms and biases random too: JAX would compile a program for each.
+
+    ``scale`` is the logits' standard deviation, about.
+    """
+    rng = np.random.default_rng(seed)
+
+    def leaf(path: Any, spec: Any) -> jax.Array:
+        name = path[-1].key
+        values = rng.standard_normal(spec.shape)
+        if name == "kernel":
+            values *= (scale if path[0].key == "head" else 1.0) * spec.shape[-1] ** -0.5
+        else:
+            values = (name == "scale") + (0.5 if name == "embedding" else 0.2) * values
+        return jax.device_put(values.astype(jnp.dtype(config.param_dtype)))
+
+    return jax.tree_util.tree_map_with_path(leaf, param_specs(config), is_leaf=is_spec)
 
 
 def bits(array: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 
 import eet_jax
 from eet_jax.config import DecoderConfig
-from eet_jax.params import init_params
+from eet_jax.params import is_spec, param_specs
 from eet_jax.prepare import unprepare
 
 OPTIONS = {
@@ -43,13 +43,17 @@ OPTIONS = {
 
 
 def random_params(config):
-    """Initialised, with norms and biases that matter."""
-    params = init_params(config, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.2 * jax.random.normal(key, leaf.shape, leaf.dtype)
-             for key, leaf in zip(keys, leaves, strict=True)]  # fmt: skip
-    return jax.tree.unflatten(tree, noisy)
+    """Of the usual sizes, with norms and biases that matter. In numpy, which compiles nothing."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, spec):
+        name = path[-1].key
+        centre = 1.0 if name == "scale" else 0.0
+        deviation = 0.2 + (spec.shape[-1] ** -0.5 if name == "kernel" else 0.0)
+        noise = rng.standard_normal(spec.shape, np.float32)
+        return jax.device_put((centre + deviation * noise).astype(config.param_dtype))
+
+    return jax.tree_util.tree_map_with_path(draw, param_specs(config), is_leaf=is_spec)
 
 
 @pytest.fixture(params=OPTIONS, scope="module")

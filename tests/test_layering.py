@@ -15,10 +15,10 @@ FLOORS = [
     {"installation", "llm"},
     {"text", "generation", "requests", "pretrained"},
     {"linen", "nnx", "module_call", "forward"},
-    {"decoder", "ends", "positions"},
+    {"decoder", "layers", "ends", "positions"},
     {"arguments", "packing"},
-    {"partition"},
-    {"state", "plan", "pool", "persistent", "prepare", "masks", "checkpoint"},
+    {"partition", "tensor_parallel", "capacity"},
+    {"state", "placement", "plan", "pool", "persistent", "prepare", "masks", "checkpoint"},
     {"params", "rotary", "models", "compilation"},
     {"config"},
 ]

@@ -120,5 +120,7 @@ def test_repeated_kv_heads_change_nothing(config):
 def test_errors():
     params = init_params(SMALL, jax.random.key(0))
     for size in (3, 8):
-        with pytest.raises(ValueError, match=f"size must divide 4 heads.* 2 KV heads, got {size}"):
+        with pytest.raises(
+            ValueError, match=f"devices must divide 4 heads.* 2 KV heads, got {size}"
+        ):
             repeat_kv_heads(SMALL, params, size)

@@ -173,7 +173,7 @@ def test_prefill_keeps_no_activations_beside_the_state(layers):
     )
     state = eet_jax.init_state(config, 2, pages=100, activation_budget=4 << 20)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 32768), (2,))]
-    compiled = _prefill.lower(config, weights, *shapes, state, None).compile()
+    compiled = _prefill.lower(config, weights, *shapes, state).compile()
     table = 4 * config.rotary_size * state.residual.shape[0]
     assert compiled.memory_analysis().temp_size_in_bytes < 40 * 2 * 32768 + table
 

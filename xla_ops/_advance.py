@@ -19,44 +19,44 @@ class Progress(NamedTuple):
     """How far each row of a decode loop is."""
 
     seen: jax.Array
-    """[batch, vocab] bool, the tokens of the row so far"""
+    """`[batch, vocab]` bool, the tokens of the row so far"""
     generated: jax.Array
-    """[batch] int32, how many were drawn"""
+    """`[batch]` int32, how many were drawn"""
     done: jax.Array
-    """[batch] bool"""
+    """`[batch]` bool"""
     lengths: jax.Array
-    """[batch] int32, how many are in the cache"""
+    """`[batch]` int32, how many are in the cache"""
 
 
 class Record(NamedTuple):
     """What the steps of a decode loop drew."""
 
     tokens: jax.Array
-    """[steps, batch] int32"""
+    """`[steps, batch]` int32"""
     logprobs: jax.Array
-    """[steps, batch] float32, of the tokens under the unchanged logits"""
+    """`[steps, batch]` float32, of the tokens under the unchanged logits"""
     active: jax.Array
-    """[steps, batch] bool, whether the row was not done before; else its token means nothing"""
+    """`[steps, batch]` bool, whether the row was not done before; else its token means nothing"""
 
 
 class Limits(NamedTuple):
     """When a row is done."""
 
     max_new_tokens: Any
-    """[] int32"""
+    """`[]` int32"""
     eos: Any
-    """[any number] int32, tokens that end a row; -1 is none"""
+    """`[any number]` int32, tokens that end a row; -1 is none"""
 
 
 class InputTables(NamedTuple):
     """What tokens and positions are for a decoder; None where it has none."""
 
     embedding: jax.Array
-    """[vocab, hidden], float32, bfloat16 or float16"""
+    """`[vocab, hidden]`, float32, bfloat16 or float16"""
     positions: jax.Array | None = None
-    """[max_positions, hidden], learned"""
+    """`[max_positions, hidden]`, learned"""
     inverse_frequencies: jax.Array | None = None
-    """[rotary_dim / 2] float32, as ``rotary_table`` takes them"""
+    """`[rotary_dim / 2]` float32, as ``rotary_table`` takes them"""
 
 
 class Operands(NamedTuple):
@@ -126,11 +126,12 @@ def advance(
         implementation: None or "native" for the kernel, "reference" for plain JAX.
 
     Returns:
-        The tokens of the next step, for ``decode_step`` or ``decoder_layer``: ``rows`` is -1 where
-        the row was done before or has no room; progress, record and x.
+        The tokens of the next step, for ``decode_step`` or ``decoder_layer``, whose ``rows`` is -1
+        where the row was done before or has no room; progress, record and x.
 
     Raises:
-        ValueError: if shapes or sizes do not fit; TypeError: if dtypes do not.
+        ValueError: if shapes or sizes do not fit.
+        TypeError: if dtypes do not.
     """
     present = InputTables(
         tables.embedding,

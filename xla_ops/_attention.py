@@ -58,7 +58,8 @@ def attention(
         Like q.
 
     Raises:
-        ValueError: if shapes or options do not fit; TypeError: if the dtypes do not.
+        ValueError: if shapes or options do not fit.
+        TypeError: if the dtypes do not.
     """
     paged = page_table is not None
     _attention_checks.check_options(paged, causal, lengths, positions, rows, layer)

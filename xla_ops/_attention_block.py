@@ -43,7 +43,8 @@ def attention_block(
         The block's output `[tokens, hidden]`, k, v and workspace.
 
     Raises:
-        ValueError: if shapes do not fit; TypeError: if dtypes do not.
+        ValueError: if shapes do not fit.
+        TypeError: if dtypes do not.
     """
     operands = [
         x,

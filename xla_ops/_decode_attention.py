@@ -57,7 +57,8 @@ def decode_attention(
         Like q.
 
     Raises:
-        ValueError: if shapes or options do not fit; TypeError: if the dtypes do not.
+        ValueError: if shapes or options do not fit.
+        TypeError: if the dtypes do not.
     """
     check_values(window, soft_cap)
     options: dict[str, Any] = {"layer": operator.index(layer), "window": window,

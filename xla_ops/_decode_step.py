@@ -38,26 +38,27 @@ class HeadWeights(NamedTuple):
     """Weights behind the last layer."""
 
     norm_scale: jax.Array
-    """[hidden]"""
+    """`[hidden]`"""
     norm_bias: jax.Array | None
+    """`[hidden]`"""
     kernel: jax.Array
-    """[vocab, hidden]"""
+    """`[vocab, hidden]`"""
 
 
 class LayerPhases(NamedTuple):
     """What the phases of a layer leave, in the order in which a token meets them."""
 
     qkv: jax.Array
-    """[tokens, kv_heads * (group + 2) * head_dim], with queries and keys rotated; where heads are
+    """`[tokens, kv_heads * (group + 2) * head_dim]`, with queries and keys rotated; where heads are
     normed, before norm and rotation"""
     attended: jax.Array
-    """[tokens, heads * head_dim]"""
+    """`[tokens, heads * head_dim]`"""
     attention_out: jax.Array
-    """[tokens, hidden], the residual stream between the blocks"""
+    """`[tokens, hidden]`, the residual stream between the blocks"""
     up: jax.Array
-    """[tokens, intermediate], behind activation and gate"""
+    """`[tokens, intermediate]`, behind activation and gate"""
     down: jax.Array
-    """[tokens, hidden], the residual stream behind the layer"""
+    """`[tokens, hidden]`, the residual stream behind the layer"""
 
 
 def decode_step(
@@ -95,13 +96,13 @@ def decode_step(
         implementation: None or "native" for the kernel, "reference" for plain JAX.
 
     Returns:
-        logits `[tokens, vocab]` float32, k, v, workspace and status `[1]` int32: as it was, or why
-        the step was given up, which ``decode_step_failure`` puts into words; then nothing else of
-        the results means anything.
+        Logits `[tokens, vocab]` float32, k, v, workspace and status `[1]` int32. The status is as
+        it was, or says why the step was given up, which ``decode_step_failure`` puts into words;
+        then nothing else of the results means anything.
 
     Raises:
-        ValueError: if shapes or options do not fit, or EET_JAX_WAIT_LIMIT is no count; TypeError:
-            if dtypes do not.
+        ValueError: if shapes or options do not fit, or EET_JAX_WAIT_LIMIT is no count.
+        TypeError: if dtypes do not.
     """
     layers = cache.k.shape[0]
     windows = tuple(windows) or (options.window,) * layers

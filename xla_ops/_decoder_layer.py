@@ -37,7 +37,8 @@ def decoder_layer(
         x, k, v and workspace.
 
     Raises:
-        ValueError: if shapes do not fit; TypeError: if dtypes do not.
+        ValueError: if shapes do not fit.
+        TypeError: if dtypes do not.
     """
     operands = [
         x,

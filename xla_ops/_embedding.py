@@ -39,7 +39,8 @@ def embedding(
         `[..., hidden]` of table's dtype; ``into`` where that is given.
 
     Raises:
-        ValueError: if the shapes do not fit or a table is empty; TypeError: if the dtypes do not.
+        ValueError: if the shapes do not fit or a table is empty.
+        TypeError: if the dtypes do not.
     """
     if (positions is None) != (position_table is None):
         given = "positions" if position_table is None else "position_table"

@@ -46,8 +46,8 @@ def kv_append(
         k and v, updated.
 
     Raises:
-        ValueError: if the shapes do not fit or there is no such layer; TypeError: if the dtypes do
-            not fit or ``layer`` is not an integer.
+        ValueError: if the shapes do not fit or there is no such layer.
+        TypeError: if the dtypes do not fit or ``layer`` is not an integer.
     """
     native = functools.partial(_kv_append, layer=operator.index(layer))
     reference = functools.partial(kv_append_reference, layer=layer)

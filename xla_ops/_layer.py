@@ -22,57 +22,64 @@ class AttentionWeights(NamedTuple):
     """Weights of the attention block, stacked over layers; None where the model has none."""
 
     norm_scale: jax.Array
-    """[layers, hidden]"""
+    """`[layers, hidden]`"""
     norm_bias: jax.Array | None
-    """[layers, hidden]"""
+    """`[layers, hidden]`"""
     qkv_kernel: jax.Array
-    """[layers, kv_heads * (group + 2) * head_dim, hidden]: for each KV head its query heads, its
-    key head and its value head; rotary pairs of query and key heads adjacent."""
+    """`[layers, kv_heads * (group + 2) * head_dim, hidden]`, for each KV head its query heads, its
+    key head and its value head; rotary pairs of query and key heads adjacent"""
     qkv_bias: jax.Array | None
+    """`[layers, kv_heads * (group + 2) * head_dim]`"""
     q_norm: jax.Array | None
-    """[layers, head_dim], in the order of the kernel's rows"""
+    """`[layers, head_dim]`, in the order of the kernel's rows"""
     k_norm: jax.Array | None
+    """As ``q_norm``"""
     o_kernel: jax.Array
-    """[layers, hidden, heads * head_dim]"""
+    """`[layers, hidden, heads * head_dim]`"""
     o_bias: jax.Array | None
+    """`[layers, hidden]`"""
 
 
 class MlpWeights(NamedTuple):
     """Weights of the feed-forward block, stacked over layers; None where the model has none."""
 
     norm_scale: jax.Array
-    """[layers, hidden]"""
+    """`[layers, hidden]`"""
     norm_bias: jax.Array | None
+    """`[layers, hidden]`"""
     up_kernel: jax.Array
-    """[layers, intermediate, hidden]; gated [layers, 2 * intermediate, hidden], rows gate 0, up 0,
-    gate 1, ..."""
+    """`[layers, intermediate, hidden]`; gated `[layers, 2 * intermediate, hidden]`, with the rows
+    gate 0, up 0, gate 1, ..."""
     up_bias: jax.Array | None
+    """`[layers, rows of up_kernel]`"""
     down_kernel: jax.Array
-    """[layers, hidden, intermediate]"""
+    """`[layers, hidden, intermediate]`"""
     down_bias: jax.Array | None
+    """`[layers, hidden]`"""
 
 
 class KvCache(NamedTuple):
     """Keys and values in pages. Page 0 is nobody's: what is written there is lost."""
 
     k: jax.Array
-    """[layers, pages, kv_heads, page_size, head_dim]"""
+    """`[layers, pages, kv_heads, page_size, head_dim]`"""
     v: jax.Array
+    """As ``k``"""
     page_table: jax.Array
-    """[batch, max_pages] int32: key j of a row is in page_table[row, j // page_size]"""
+    """`[batch, max_pages]` int32; key j of a row is in `page_table[row, j // page_size]`"""
 
 
 class Tokens(NamedTuple):
     """What the tokens of a call are: those of one row follow each other."""
 
     rows: jax.Array
-    """[tokens] int32: the batch row of each token, -1 for none"""
+    """`[tokens]` int32, the batch row of each token, -1 for none"""
     positions: jax.Array
-    """[tokens] int32"""
+    """`[tokens]` int32"""
     rotary_table: jax.Array | None = None
-    """[tokens, rotary_dim / 2, 2] float32, from ``rotary_table``"""
+    """`[tokens, rotary_dim / 2, 2]` float32, from ``rotary_table``"""
     alibi_slopes: jax.Array | None = None
-    """[heads] float32"""
+    """`[heads]` float32"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +87,12 @@ class LayerOptions:
     """Static options of a layer.
 
     Args:
-        norm: "rms" or "layer", with ``eps``.
+        norm: "rms" or "layer".
+        eps: added to the mean square or the variance.
         activation, gated: of the feed-forward.
-        scale: of the attention scores; soft_cap: of the scores, 0 for none; window: keys visible
-            to a query, 0 for all.
+        scale: of the attention scores.
+        soft_cap: of the scores, 0 for none.
+        window: keys visible to a query, 0 for all.
         parallel_residual: both blocks read the layer's input.
         decode: one token per row: weights are read at bandwidth, keys split over the GPU.
         pooled: on the GPU, raise unless the cache and the workspace lie in a ``BufferPool``.

@@ -31,7 +31,8 @@ def layer_norm(
         `[..., features]` of x's dtype.
 
     Raises:
-        ValueError: if the shapes do not fit; TypeError: if the dtypes do not.
+        ValueError: if the shapes do not fit.
+        TypeError: if the dtypes do not.
     """
 
     def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:

@@ -52,7 +52,8 @@ def linear(
         `[..., out]` of ``out_dtype``.
 
     Raises:
-        ValueError: if shapes do not fit or names are unknown; TypeError: if dtypes do not fit.
+        ValueError: if shapes do not fit or names are unknown.
+        TypeError: if dtypes do not fit.
     """
     dtype = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
     if dtype not in (x.dtype, jnp.float32):

@@ -41,7 +41,8 @@ def mlp(
         `[..., hidden]` of x's dtype.
 
     Raises:
-        ValueError: if shapes do not fit or names are unknown; TypeError: if dtypes do not fit.
+        ValueError: if shapes do not fit or names are unknown.
+        TypeError: if dtypes do not fit.
     """
     attrs = {
         "activation": activation_index(activation),

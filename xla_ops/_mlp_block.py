@@ -35,7 +35,8 @@ def mlp_block(
         The block's output `[tokens, hidden]`, and workspace.
 
     Raises:
-        ValueError: if shapes do not fit; TypeError: if dtypes do not.
+        ValueError: if shapes do not fit.
+        TypeError: if dtypes do not.
     """
     operands = [
         x,

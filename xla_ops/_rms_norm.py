@@ -26,7 +26,8 @@ def rms_norm(
         `[..., features]` of x's dtype.
 
     Raises:
-        ValueError: if the shapes do not fit; TypeError: if the dtypes do not.
+        ValueError: if the shapes do not fit.
+        TypeError: if the dtypes do not.
     """
     native = _ffi.with_reference_gradient(
         lambda x, scale: _rms_norm(x, scale, eps=float(eps))[0],

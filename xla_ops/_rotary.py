@@ -47,7 +47,8 @@ def rotary(
         `[..., heads, head_dim]` of x's dtype.
 
     Raises:
-        ValueError: if the shapes do not fit; TypeError: if the dtypes do not.
+        ValueError: if the shapes do not fit.
+        TypeError: if the dtypes do not.
     """
     reference = functools.partial(rotary_reference, interleaved=interleaved)
     native = _ffi.with_reference_gradient(

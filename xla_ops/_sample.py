@@ -18,17 +18,17 @@ class Sampling(NamedTuple):
     """Keys and options of each row's draw: see ``sample``."""
 
     keys: Any
-    """[batch, 2] uint32"""
+    """`[batch, 2]` uint32"""
     temperature: Any
-    """[batch] float32"""
+    """`[batch]` float32"""
     top_k: Any
-    """[batch] int32"""
+    """`[batch]` int32"""
     top_p: Any
-    """[batch] float32"""
+    """`[batch]` float32"""
     min_p: Any
-    """[batch] float32"""
+    """`[batch]` float32"""
     repetition_penalty: Any
-    """[batch] float32"""
+    """`[batch]` float32"""
 
 
 def sample(
@@ -79,7 +79,8 @@ def sample(
         `[batch]` float32, NaN where that softmax is not defined.
 
     Raises:
-        ValueError: if the shapes do not fit; TypeError: if the dtypes do not.
+        ValueError: if the shapes do not fit.
+        TypeError: if the dtypes do not.
     """
     _ffi.check_rank("logits", logits, 2)
     batch = logits.shape[0]

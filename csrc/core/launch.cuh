@@ -51,7 +51,8 @@ void LaunchEarly(void (*kernel)(Parameters...), const LaunchShape& shape, cudaSt
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = ComputeMajor() < 9 ? 0 : 1;
+  // Only Hopper's code waits for kernels before it: other GPUs run that of sm_80, which does not.
+  config.numAttrs = ComputeMajor() == 9 ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -12,8 +12,8 @@ template <typename T>
 __device__ void Record(const AdvanceArgs<T>& args, int64_t index, const SampleRow& row,
                        const Drawn& drawn) {
   const int32_t length = int32_t(row.position), token = drawn.token;
-  const int32_t last_place = min(length, int32_t(args.max_length) - 1);
-  const int32_t page = args.page_table[index * args.max_pages + last_place / int(args.page_size)];
+  const int32_t place = min(length / int32_t(args.page_size), int32_t(args.max_pages) - 1);
+  const int32_t page = args.page_table[index * args.max_pages + place];
   const float logit = row.logits[token];
   const bool active = !args.done[index];
   const bool appends = active && length < args.max_length && page > 0;

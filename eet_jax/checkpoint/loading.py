@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,54 @@ import jax
 import numpy as np
 
 from eet_jax.checkpoint.families import read_config
-from eet_jax.checkpoint.matching import Leaf, match
+from eet_jax.checkpoint.family import Family
+from eet_jax.checkpoint.matching import Leaf, check_tied, match
 from eet_jax.checkpoint.options import Options
-from eet_jax.checkpoint.shards import open_tensors, read_json
+from eet_jax.checkpoint.safetensors_file import StoredTensor
+from eet_jax.checkpoint.shards import has_tensors, open_tensors, read_json
 from eet_jax.checkpoint.tree import unflatten
 from eet_jax.config import DTYPES, DecoderConfig, dtype_name
 from eet_jax.params import Params
+
+Progress = Callable[[int, int], None]
 
 _ALIGNMENT = 64  # what XLA asks of memory that it takes over without a copy
 _PIECE_BYTES = 1 << 20
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself.
+
+    Args:
+        family: of the model.
+        config: as ``load`` returns it.
+        tensors: as stored, by name, mapped and not read; none where there are no safetensors.
+    """
+
+    family: Family
+    config: DecoderConfig
+    tensors: Mapping[str, StoredTensor]
+
+
+def describe(directory: str | os.PathLike[str], *, dtype: object = None) -> Description:
+    """Reads ``config.json`` and, if there are safetensors, their headers, but no tensor.
+
+    Arguments and errors are those of ``load``.
+    """
+    directory = Path(directory)
+    family, config = _family_and_config(directory, dtype)
+    tensors = open_tensors(directory) if has_tensors(directory) else {}
+    if tensors:
+        match(family, config, tensors, directory)
+    return Description(family, config, tensors)
+
+
 def load(
-    directory: str | os.PathLike[str], *, dtype: object = None
+    directory: str | os.PathLike[str],
+    *,
+    dtype: object = None,
+    progress: Progress | None = None,
 ) -> tuple[DecoderConfig, Params]:
     """Loads a checkpoint; everything is checked before the first tensor is read.
 
@@ -34,6 +71,7 @@ def load(
         directory: with ``config.json`` and ``model.safetensors``, or shards and their index.
         dtype: of computation and parameters: float32, bfloat16 or float16; None keeps that of
             ``config.json``, float32 where it names none.
+        progress: called with the bytes of the result that have been read, and all of them.
 
     Returns:
         The config, and the parameter tree of ``eet_jax.params`` on the default device.
@@ -45,15 +83,21 @@ def load(
         TypeError: for an unsupported dtype.
     """
     directory = Path(directory)
+    family, config = _family_and_config(directory, dtype)
+    tensors = open_tensors(directory)
+    leaves = match(family, config, tensors, directory)
+    check_tied(family, config, tensors)
+    return config, unflatten(_read(leaves, np.dtype(config.dtype), progress))
+
+
+def _family_and_config(directory: Path, dtype: object) -> tuple[Family, DecoderConfig]:
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory")
     path = directory / "config.json"
     options = Options(read_json(path), str(path))
     family, config = read_config(options)
     chosen = _config_dtype(options) if dtype is None else dtype_name("dtype", dtype)
-    config = config.replace(dtype=chosen, param_dtype=chosen)
-    leaves = match(family, config, open_tensors(directory), directory)
-    return config, unflatten(_read(leaves, np.dtype(chosen)))
+    return family, config.replace(dtype=chosen, param_dtype=chosen)
 
 
 def _config_dtype(options: Options) -> str:
@@ -66,18 +110,25 @@ def _config_dtype(options: Options) -> str:
     return str(value)
 
 
-def _read(leaves: list[Leaf], dtype: np.dtype[Any]) -> dict[str, jax.Array]:
+def _read(
+    leaves: list[Leaf], dtype: np.dtype[Any], progress: Progress | None
+) -> dict[str, jax.Array]:
     """The leaves as arrays by path; the largest is read first, so that its memory serves all."""
     arrays: dict[str, jax.Array] = {}
     memory = _Memory()
+    done, total = 0, dtype.itemsize * sum(math.prod(leaf.placement.shape) for leaf in leaves)
     for leaf in sorted(leaves, key=lambda leaf: -math.prod(leaf.placement.shape)):
         host = memory.lease(leaf.placement.shape, dtype)
-        _fill(host, leaf)
+        for layer in _filled(host, leaf):
+            done += layer.nbytes
+            if progress is not None:
+                progress(done, total)
         arrays[leaf.placement.path] = memory.put(host)
     return arrays
 
 
-def _fill(host: np.ndarray, leaf: Leaf) -> None:
+def _filled(host: np.ndarray, leaf: Leaf) -> Iterator[np.ndarray]:
+    """The layers of ``host``, each when it has been read."""
     layers = host if leaf.placement.stacked else host[None]
     for index, name in enumerate(leaf.placement.names):
         try:
@@ -85,6 +136,7 @@ def _fill(host: np.ndarray, leaf: Leaf) -> None:
         except OverflowError as error:
             path = leaf.tensors[index].path
             raise ValueError(f"{path}: tensor {name} holds {error}") from None
+        yield layers[index]
 
 
 def _cast(stored: np.ndarray, host: np.ndarray) -> None:

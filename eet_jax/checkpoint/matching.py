@@ -83,13 +83,31 @@ def match(
             f"{directory}: config.json has {config.num_layers} layers, but all the checkpoint "
             f"holds is {len(tensors)} tensors"
         )
-    prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+    prefix = _prefix(family, tensors)
     placed = placements(family, config, prefix)
     shapes = {name: place.stored_shape for place in placed for name in place.names}
     _check_shapes(shapes, tensors, directory)
     _check_unexpected(family, config, prefix, shapes, tensors)
     _check_dtypes(shapes, tensors)
     return [Leaf(place, [tensors[name] for name in place.names]) for place in placed]
+
+
+def check_tied(family: Family, config: DecoderConfig, tensors: Mapping[str, StoredTensor]) -> None:
+    """Reads a head that is stored beside the embedding it is tied to.
+
+    Raises:
+        ValueError: if it differs from the embedding.
+    """
+    name = family.sources["head/kernel"].name
+    if not config.tie_word_embeddings or name not in tensors:
+        return
+    embedding = _prefix(family, tensors) + family.sources["embedding/embedding"].name
+    _check_same(name, tensors[name], tensors[embedding])
+
+
+def _prefix(family: Family, tensors: Mapping[str, StoredTensor]) -> str:
+    """The family's prefix, or none in checkpoints of the base architecture."""
+    return family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
 
 
 def _check_shapes(
@@ -118,12 +136,10 @@ def _check_unexpected(
     ]
     if config.tie_word_embeddings and head in unexpected:
         unexpected.remove(head)
-        embedding = prefix + family.sources["embedding/embedding"].name
-        _check_tied(head, tensors[head], tensors[embedding])
     _raise_all([f"{tensors[name].path}: unexpected tensor {name}" for name in unexpected])
 
 
-def _check_tied(name: str, head: StoredTensor, embedding: StoredTensor) -> None:
+def _check_same(name: str, head: StoredTensor, embedding: StoredTensor) -> None:
     """Raises if the head stored beside the embedding it is tied to differs from it."""
     same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape)
     for start in range(0, head.data.size if same else 0, _COMPARED_BYTES):

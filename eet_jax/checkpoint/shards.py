@@ -11,6 +11,11 @@ from eet_jax.checkpoint.safetensors_file import StoredTensor, open_file
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+def has_tensors(directory: Path) -> bool:
+    """Whether the directory holds safetensors under the names that ``open_tensors`` looks for."""
+    return (directory / SINGLE).exists() or (directory / INDEX).exists()
+
+
 def open_tensors(directory: Path) -> dict[str, StoredTensor]:
     """All tensors of a checkpoint by name, mapped and not yet read.
 

@@ -1,0 +1,50 @@
+"""How fast the device reads memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SIZE = 2**30
+"""Bytes read in one pass, far more than caches hold."""
+
+PASSES = 8
+
+
+def read_bandwidth() -> float:
+    """Bytes per second that JAX's default device reads at best."""
+    on_gpu = jax.local_devices()[0].platform == "gpu"
+    return SIZE / (_gpu_seconds() if on_gpu else _cpu_seconds())
+
+
+def _gpu_seconds() -> float:
+    """Of summing rows, which reads everything once and writes next to nothing."""
+    data = jnp.zeros((2**14, SIZE // 2**16), jnp.int32)
+    row_sums = jax.jit(lambda data: jnp.sum(data, axis=1))
+    return _best(lambda: [row_sums(data) for _ in range(PASSES)]) / PASSES
+
+
+def _cpu_seconds() -> float:
+    """Of an integer maximum in one thread per core; XLA's loops are slower than the memory."""
+    threads = len(os.sched_getaffinity(0))
+    parts = np.array_split(np.ones(SIZE // 4, np.int32), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return _best(lambda: list(pool.map(np.max, parts)))
+
+
+def _best(run: Callable[[], Any]) -> float:
+    """Seconds of the fastest of ``PASSES`` runs, after one to warm up."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(PASSES):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)
