@@ -142,7 +142,7 @@ def _facts(
                 "decode_tokens_per_second": m.decode_rate,
                 "step_seconds": m.step_seconds,
                 "floor_seconds": m.floor_seconds,
-                "floor_percent": m.floor_percent,
+                "percent_of_floor": m.percent_of_floor,
             }
             for m in measurements
         ],
@@ -152,7 +152,7 @@ def _facts(
 def _print(title: str, bandwidth: float, measurements: Sequence[Measurement]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("batch", "prompt\ntokens", "first token", "prefill\ntokens/s",
-                    "decode\ntokens/s", "step", "floor", "floor/step"):  # fmt: skip
+                    "decode\ntokens/s", "step", "floor", "of floor"):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
     for m in measurements:
         table.add_row(
@@ -163,12 +163,12 @@ def _print(title: str, bandwidth: float, measurements: Sequence[Measurement]) ->
             f"{m.decode_rate:,.0f}",
             format_seconds(m.step_seconds),
             format_seconds(m.floor_seconds),
-            f"{m.floor_percent:.0f} %",
+            f"{m.percent_of_floor:.0f} %",
         )
     console = stdout()
     console.print(Text(title, style="bold"))
     console.print(table)
     read = f"{format_bytes(bandwidth)}/s"
     console.print(Text(f"floor: a step that only reads weights and cache once, at {read}"))
-    if any(m.floor_percent > 100 for m in measurements):
+    if any(m.percent_of_floor > 100 for m in measurements):
         console.print(Text("above 100 %: the processor's caches hold what is read"))

@@ -47,7 +47,7 @@ def _message(error: Exception) -> str:
     name = type(error).__name__
     if isinstance(error, _EXPECTED):
         return first or name
-    return f"{name}: {first}"
+    return f"{name}: {first}" if first else name
 
 
 def _hint(error: Exception) -> str:

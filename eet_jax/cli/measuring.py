@@ -75,7 +75,7 @@ class Measurement:
         return self.case.batch / self.step_seconds
 
     @property
-    def floor_percent(self) -> float:
+    def percent_of_floor(self) -> float:
         """Of a step's time, what reading memory must take: 100 is the floor itself."""
         return 100 * self.floor_seconds / self.step_seconds
 

@@ -49,7 +49,8 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function that takes how much is done, and how much there is.
     """
-    if not sys.stderr.isatty():
+    console = stderr()
+    if not (sys.stderr.isatty() and console.is_interactive):
         yield lambda done, total: None
         return
     columns = (
@@ -59,7 +60,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         TimeElapsedColumn(),
     )
     bar = Progress(
-        *columns, console=stderr(), transient=True, redirect_stdout=False, redirect_stderr=False
+        *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
     )
     task = bar.add_task(what, total=None)
     timer = threading.Timer(PATIENCE, bar.start)

@@ -24,14 +24,13 @@ def read_prompts(path: Path) -> list[str]:
     try:
         text = sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: prompts must be UTF-8, {error.reason} at byte {error.start}"
-        ) from None
+        found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+        raise ValueError(f"{path}: prompts must be UTF-8, got {found}") from None
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path}: holds no prompts, one is expected per line")
     if path.suffix != ".jsonl":
-        return [line.removesuffix("\r") for _, line in lines]
+        return [line for _, line in lines]
     return [_parse(f"{path}:{number}", line) for number, line in lines]
 
 
