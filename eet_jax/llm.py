@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -11,6 +10,7 @@ from typing import Any, overload
 from tokenizers import Tokenizer
 
 from eet_jax import checkpoint, models, requests
+from eet_jax.checkpoint.files import inside, read_json
 from eet_jax.generation import Run
 from eet_jax.pool import BufferPool
 from eet_jax.prepare import prepare
@@ -41,14 +41,7 @@ class LLM:
         progress: checkpoint.Progress | None = None,
     ) -> None:
         self.directory = models.resolve(model)
-        tokenizer = self.directory / "tokenizer.json"
-        if not tokenizer.exists():
-            raise FileNotFoundError(
-                f"{tokenizer} is missing; transformers writes it with a tokenizer"
-            )
-        self.tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer))
-        self.tokenizer.no_truncation()  # what training left in the file is not meant for prompts
-        self.tokenizer.no_padding()
+        self.tokenizer = _tokenizer(self.directory / "tokenizer.json")
         self.config, params = checkpoint.load(self.directory, dtype=dtype, progress=progress)
         self.weights = prepare(self.config, params, donate=True)
         self.eos_token_id = _eos(self.directory)
@@ -209,11 +202,28 @@ def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return stops
 
 
+def _tokenizer(path: Path) -> Tokenizer:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; transformers writes it with a tokenizer")
+    inside(path)
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # of no class of its own
+        raise ValueError(f"{path}: not a tokenizer: {error}") from error
+    tokenizer.no_truncation()  # what training left in the file is not meant for prompts
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def _eos(directory: Path) -> list[int]:
     """End-of-sequence ids of `generation_config.json`, else of `config.json`."""
     for name in ("generation_config.json", "config.json"):
         path = directory / name
-        value = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-        if value is not None:
-            return [value] if isinstance(value, int) else list(value)
+        value = read_json(path).get("eos_token_id") if path.exists() else None
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if any(type(token) is not int for token in ids):
+            raise ValueError(f"{path}: eos_token_id must be an integer or several, got {value!r}")
+        return ids
     return []

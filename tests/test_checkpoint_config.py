@@ -112,6 +112,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"is_causal": False}, "is_causal=False"),
     ("llama", {"layer_types": ["sliding_attention"]}, "layer_types="),
     ("llama", {"hidden_size": "64"}, "hidden_size must be an integer, got '64'"),
+    ("llama", {"hidden_size": 2**63}, "hidden_size must be an integer, got 9223372036854775808"),
+    (
+        "qwen2",
+        {"num_hidden_layers": 10**12, "use_sliding_window": True, "max_window_layers": 1},
+        "num_hidden_layers must be at most 65536, got 1000000000000",
+    ),
     ("llama", {"hidden_size": 60, "num_attention_heads": 7}, "hidden_size must be a multiple"),
     ("llama", {"hidden_size": 4100, "head_dim": 64}, "config.json: hidden_size must be a multiple"),
     ("llama", {"rms_norm_eps": None}, "rms_norm_eps must be a finite number, got None"),

@@ -108,6 +108,24 @@ def test_errors(tmp_path):
         eet_jax.LLM(tmp_path)
 
 
+def test_malformed_files_beside_the_weights(tmp_path):
+    directory = tmp_path / "model"
+    shutil.copytree(models.resolve("eet-tiny"), directory)
+    cases = [
+        ("generation_config.json", "[", "generation_config.json: not valid JSON"),
+        ("generation_config.json", "[]", "generation_config.json: must hold a JSON object"),
+        ("generation_config.json", '{"eos_token_id": ["2"]}', "eos_token_id must be an integer"),
+        ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer: "),
+    ]
+    for name, text, match in cases:
+        (directory / name).write_text(text)
+        with pytest.raises(ValueError, match=match):
+            eet_jax.LLM(directory)
+        (directory / name).unlink()
+        if (models.resolve("eet-tiny") / name).exists():
+            shutil.copy(models.resolve("eet-tiny") / name, directory)
+
+
 def test_held_back_text(llm):
     """Characters of several tokens and beginnings of stop strings appear only when complete."""
     text = "a ✓ snowman ☃ and <end> more"

@@ -14,10 +14,11 @@ import numpy as np
 
 from eet_jax.checkpoint.families import read_config
 from eet_jax.checkpoint.family import Family
+from eet_jax.checkpoint.files import read_json
 from eet_jax.checkpoint.matching import Leaf, check_tied, match
 from eet_jax.checkpoint.options import Options
 from eet_jax.checkpoint.safetensors_file import StoredTensor
-from eet_jax.checkpoint.shards import has_tensors, open_tensors, read_json
+from eet_jax.checkpoint.shards import has_tensors, open_tensors
 from eet_jax.checkpoint.tree import unflatten
 from eet_jax.config import DTYPES, DecoderConfig, dtype_name
 from eet_jax.params import Params

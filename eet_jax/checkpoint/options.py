@@ -62,9 +62,9 @@ class Options:
         return self.error(f"{key}={self.values.get(key)!r} is not supported, only {supported}")
 
     def integer(self, key: str, missing: int) -> int:
-        """An int entry, or ``missing``."""
+        """An int entry of 64 bits, or ``missing``."""
         value = self.values.get(key, missing)
-        if type(value) is not int:
+        if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
             raise self.error(f"{key} must be an integer, got {value!r}")
         return value
 

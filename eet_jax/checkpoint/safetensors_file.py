@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from eet_jax.checkpoint.files import inside, without_duplicates
+
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_RANK = 32
 _ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2,
                "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8,
                "F64": 8, "C64": 8}  # fmt: skip
@@ -43,10 +47,10 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is truncated or its header is malformed.
+        ValueError: if the file is truncated, its header is malformed, or it is a link out of its
+            directory.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    inside(path)
     size = path.stat().st_size
     if size < 8:
         raise ValueError(f"{path}: truncated, {size} bytes are no safetensors header")
@@ -66,7 +70,7 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
 
 def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
+        header = json.loads(text.decode(), object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
@@ -75,19 +79,11 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
-    return entries
-
-
 def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int]:
     """The first byte of a tensor and the one after its last, in the data section."""
     where = f"{path}: tensor {name}"
     if not isinstance(entry, dict):
-        raise ValueError(f"{where}: entry must be an object, got {entry!r}")
+        raise ValueError(f"{where}: entry must be an object, got {reprlib.repr(entry)}")
     dtype = entry.get("dtype")
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
         raise ValueError(f"{where}: unknown dtype {dtype!r}")
@@ -101,9 +97,14 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int]:
 
 
 def _sizes(where: str, key: str, value: Any) -> list[int]:
-    if isinstance(value, list) and all(type(item) is int and item >= 0 for item in value):
+    # Bounded, so that a product of them is a number that can be printed.
+    if isinstance(value, list) and len(value) <= _MAX_RANK and all(map(_is_size, value)):
         return value
-    raise ValueError(f"{where}: {key} must be a list of sizes, got {value!r}")
+    raise ValueError(f"{where}: {key} must be a list of sizes, got {reprlib.repr(value)}")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _check_spans(path: Path, spans: Mapping[str, tuple[int, int]], size: int) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from eet_jax.checkpoint.files import read_json
 from eet_jax.checkpoint.safetensors_file import StoredTensor, open_file
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,21 +58,3 @@ def _read_weight_map(index: Path) -> dict[str, str]:
             raise ValueError(f"{index}: tensor {name} must be in a .safetensors file beside "
                              f"the index, got {file_name!r}")  # fmt: skip
     return weight_map
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file holds anything else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object, got {type(content).__name__}")
-    return content

@@ -10,6 +10,7 @@ from typing import Any
 from eet_jax.checkpoint.options import Options
 from eet_jax.config import DecoderConfig
 
+_MAX_LAYERS = 1 << 16  # a file may claim as many as fill the memory with their windows
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -22,6 +23,8 @@ def check_uniform(options: Options, window: int | None) -> None:
 
 def read_windows(options: Options, num_layers: int) -> tuple[int | None, ...] | int | None:
     """The window of each layer, from ``use_sliding_window`` and the entries beside it."""
+    if num_layers > _MAX_LAYERS:
+        raise options.error(f"num_hidden_layers must be at most {_MAX_LAYERS}, got {num_layers}")
     used = options.flag("use_sliding_window", False)
     window = options.optional_integer("sliding_window", 4096) if used else None
     first = options.integer("max_window_layers", 28)

@@ -13,7 +13,7 @@ def resolve(model: str | Path) -> Path:
     Raises:
         FileNotFoundError: if there is no such directory.
     """
-    path = Path(__file__).parent / str(model) if model in NAMES else Path(model)
+    path = Path(__file__).resolve().parent / str(model) if model in NAMES else Path(model)
     if not path.is_dir():
         raise FileNotFoundError(
             f"model must be a directory or one of {', '.join(NAMES)}, got {str(model)!r}"
