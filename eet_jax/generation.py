@@ -68,7 +68,7 @@ def generate(
     num_beams: int = 1,
     rng: Any = 0,
     attention_mask: Any = None,
-    pool: BufferPool | None = None,
+    pool: BufferPool | Sequence[BufferPool] | None = None,
     state: DecodeState | None = None,
 ) -> Generation:
     """Continues prompts. Compiled once for each batch size and power-of-two bucket of lengths.
@@ -79,7 +79,8 @@ def generate(
     Args:
         decoder: an ``eet_jax.Decoder``, an ``eet_jax.nnx.Decoder`` or a ``DecoderConfig``.
         params: its parameters, or ``prepare(config, params)``, which spares preparing them in
-            every call; None takes those of an ``nnx.Decoder``.
+            every call, or ``shard(config, params, mesh)``, which generates on the mesh; None takes
+            those of an ``nnx.Decoder``.
         prompts: a list of token lists, or an int array `[batch, seq]`.
         max_new_tokens: the most tokens to generate for each row.
         temperature: 0 is greedy. This and the next four are a number, or one for each row.
@@ -96,7 +97,8 @@ def generate(
         rng: a seed or a JAX key, folded with row and position; or one seed for each row, folded
             with position only, so that a row's draws do not depend on its place.
         attention_mask: for array prompts, `[batch, seq]`, padded left or right.
-        pool: where the state is leased, the default pool if None; not with ``state``.
+        pool: where the state is leased, the default pool if None; on a mesh a list, of a pool for
+            each device; not with ``state``.
         state: to continue; donated, and returned with the result.
 
     Raises:
@@ -153,7 +155,7 @@ class Run:
         request: Request,
         sampling: Sampling,
         *,
-        pool: BufferPool | None = None,
+        pool: BufferPool | Sequence[BufferPool] | None = None,
         state: DecodeState | None = None,
         watch: Callable[[int, int], bool] | None = None,
     ) -> None:

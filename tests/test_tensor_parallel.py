@@ -23,6 +23,7 @@ from tensor_parallel_cases import (
 from test_decoder_options import random_params
 
 import eet_jax
+from eet_jax.state import _fork
 
 CONFIG = eet_jax.DecoderConfig(**checkpoints.SMALL)
 DEVICES = jax.devices("cpu")
@@ -161,6 +162,8 @@ def test_states_are_forked_reordered_and_released(weights):
         state = state.release([0, 1])
         results.append((logits, np.asarray(state.lengths).tolist()))
     assert state.k.sharding.spec[2] == AXIS
+    fork = _fork.lower(state.k, state.v, state.page_table, state.lengths, np.asarray([2, 2]))
+    assert not collectives(fork.compile())
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
     assert results[0][1] == results[1][1] == [0, 0, 5]
 
