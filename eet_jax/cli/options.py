@@ -31,7 +31,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(min=0, help="Draw among so many tokens, 0 for all.")]
 TopP = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Draw among the most probable that reach it.")
+    float,
+    typer.Option(min=0.0, max=1.0, help="Draw among the most probable that together reach it."),
 ]
 MinP = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Draw among those with so much of the highest.")
