@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from floors import NO_TARGET, Cost, Target
 from jax import lax
+from measure import OURS, repeated
+from op_rows import Programs, Work
+from paged import paged_cache
+from pure_jax_prefill import attend
 from random_model import random_key
 
 from xla_ops import attention
 
-BASELINE = "cudnn"
-"""The implementation of ``jax.nn.dot_product_attention`` that is compared with"""
-
-PAGE_SIZE = 64
 QUERY_BLOCK = 256  # of the reference
 
-Program = Callable[..., jax.Array]
+_DENSE = functools.partial(attention, causal=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,20 +30,21 @@ class Row:
     """Causal self-attention over prompts of these lengths.
 
     Prompts of one length are a dense batch; those of several are packed, over a paged cache.
-
-    Args:
-        target: the least TFLOP/s on an H200.
-        over: of each baseline the least multiple of its TFLOP/s.
     """
 
-    name: str
     prompts: tuple[int, ...]
     head_dim: int
     heads: int = 32
     kv_heads: int = 8
     dtype: str = "bfloat16"
-    target: float = 0.0
-    over: dict[str, float] = dataclasses.field(default_factory=dict)
+    target: Target = NO_TARGET
+    platforms: tuple[str, ...] = ("gpu",)
+
+    @property
+    def name(self) -> str:
+        """As ``--rows`` takes it."""
+        prompts = "ragged" if self.ragged else f"{len(self.prompts)}x{self.prompts[0]}"
+        return f"attention/{self.dtype}/{self.head_dim}/{prompts}"
 
     @property
     def ragged(self) -> bool:
@@ -50,36 +52,48 @@ class Row:
         return len(set(self.prompts)) > 1
 
     @property
-    def flop(self) -> float:
+    def cost(self) -> Cost:
         """Of what is seen: two products over half of each prompt's square."""
-        return sum(2.0 * length**2 for length in self.prompts) * self.head_dim * self.heads
+        squares = sum(length**2 for length in self.prompts)
+        return Cost(attention=2 * squares * self.head_dim * self.heads)
 
+    def describe(self) -> dict[str, Any]:
+        """For the results."""
+        sizes = ("heads", "kv_heads", "head_dim", "dtype")
+        return {"op": "attention", "prompts": list(self.prompts)} | {
+            name: getattr(self, name) for name in sizes
+        }
 
-def _dense(length: int, head_dim: int, batch: int = 1, **targets: Any) -> Row:
-    name = f"causal/{head_dim}/{length}" + (f"/{batch}" if batch > 1 else "")
-    return Row(name, (length,) * batch, head_dim, **targets)
+    def make(self, steps: int) -> Work:
+        """Programs on inputs of their own."""
+        inputs = Inputs(self)
+        programs: Programs = {
+            name: functools.partial(repeated, function, steps, operands)
+            for name, (function, operands) in inputs.functions.items()
+        }
+        return Work(programs, inputs.errors)
 
 
 ROWS = (
-    _dense(2048, 128, over={"cudnn": 1.05}),
-    _dense(8192, 128, over={"cudnn": 1.05}),
-    _dense(32768, 128, over={"cudnn": 1.05}, target=630.0),
-    _dense(4096, 64, batch=4, over={"cudnn": 1.15}),
+    *(Row((n,), 128, target=Target(over={"cudnn": 1.05})) for n in (2048, 8192)),
+    Row((32768,), 128, target=Target(tflops=630.0, over={"cudnn": 1.05})),
+    Row((4096,) * 4, 64, target=Target(over={"cudnn": 1.15})),
     Row(
-        "ragged/128",
         (128, 256, 384, 512, 768, 1024, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192, 8192),
         128,
-        over={"cudnn_lengths": 1.05, "cudnn_padded": 2.0},
+        target=Target(over={"cudnn_lengths": 1.05, "cudnn_padded": 2.0}),
     ),
+    *(Row((1024,), 128, 16, 8, dtype, platforms=("cpu",)) for dtype in ("bfloat16", "float32")),
 )
 
 
-class Work:
-    """A row's inputs, and the programs that run on them.
+def baseline() -> str:
+    """The implementation of ``jax.nn.dot_product_attention`` that is compared with."""
+    return "xla" if jax.default_backend() == "cpu" else "cudnn"
 
-    ``programs`` has of each name a function and its operands; ``unpack`` brings a result to
-    ``[batch, length, heads, head_dim]``, where what is behind a prompt means nothing.
-    """
+
+class Inputs:
+    """A row's queries, keys and values, and of each program its function and operands."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -91,51 +105,43 @@ class Work:
             for key, heads in zip(keys, (row.heads, row.kv_heads, row.kv_heads), strict=True)
         )
         operands = (self.q, self.k, self.v)
+        theirs = functools.partial(attend, baseline())
+        self.functions: dict[str, tuple[Callable[..., jax.Array], tuple[Any, ...]]]
         if row.ragged:
             lengths = jnp.asarray(row.prompts, jnp.int32)
-            self.programs: dict[str, tuple[Program, tuple[jax.Array, ...]]] = {
-                "eet_jax": (_paged, self._pack()),
-                "cudnn_lengths": (_baseline, (*operands, lengths)),
-                "cudnn_padded": (_baseline, operands),
+            self.functions = {
+                OURS: (_paged, self._pack()),
+                f"{baseline()}_lengths": (theirs, (*operands, lengths)),
+                f"{baseline()}_padded": (theirs, operands),
             }
         else:
-            self.programs = {"eet_jax": (attention, operands), "cudnn": (_baseline, operands)}
+            self.functions = {OURS: (_DENSE, operands), baseline(): (theirs, operands)}
 
-    def _pack(self) -> tuple[jax.Array, ...]:
-        """Operands of `_paged`: the same queries behind each other, the same keys in pages."""
-        prompts = self.row.prompts
-        self.rows = np.repeat(np.arange(self.batch, dtype=np.int32), prompts)
-        self.positions = np.concatenate([np.arange(n, dtype=np.int32) for n in prompts])
-        per_row = -(-self.length // PAGE_SIZE)
-        order = np.random.default_rng(0).permutation(self.batch * per_row)
-        table = np.empty(order.shape, np.int32)
-        table[order] = 1 + np.arange(order.size)
-
-        def paged(x: jax.Array) -> jax.Array:
-            padding = ((0, 0), (0, per_row * PAGE_SIZE - self.length), (0, 0), (0, 0))
-            pages = jnp.pad(x, padding).reshape(-1, PAGE_SIZE, *x.shape[2:])[order]
-            return jnp.pad(jnp.swapaxes(pages, 1, 2), ((1, 0), (0, 0), (0, 0), (0, 0)))[None]
-
-        table = jnp.asarray(table.reshape(self.batch, per_row))
-        rows, positions = jnp.asarray(self.rows), jnp.asarray(self.positions)
-        queries = self.q[self.rows, self.positions]
-        return queries, paged(self.k), paged(self.v), table, rows, positions
-
-    def unpack(self, out: jax.Array) -> jax.Array:
-        """Packed results to where dense ones are."""
-        if out.ndim == 4:
-            return out
-        return jnp.zeros_like(self.q).at[self.rows, self.positions].set(out)
-
-    def errors(self, out: jax.Array) -> dict[str, float]:
-        """Of a result against the reference: the largest, and the norm relative to its norm."""
-        out = self.unpack(out)
+    def errors(self, name: str) -> dict[str, float]:
+        """Of a program against the reference: the largest, and the norm relative to its norm."""
+        function, operands = self.functions[name]
+        out = self._unpack(jax.jit(function)(*operands))
         largest, squares, norm = 0.0, 0.0, 0.0
         for i, length in enumerate(self.row.prompts):
             one = _errors(out[i], self.q[i], self.k[i], self.v[i], length)
             largest = max(largest, float(one[0]))
             squares, norm = squares + float(one[1]), norm + float(one[2])
         return {"largest": largest, "relative": (squares / norm) ** 0.5}
+
+    def _pack(self) -> tuple[jax.Array, ...]:
+        """Operands of `_paged`: the same queries behind each other, the same keys in pages."""
+        prompts = self.row.prompts
+        self.rows = np.repeat(np.arange(self.batch, dtype=np.int32), prompts)
+        self.positions = np.concatenate([np.arange(n, dtype=np.int32) for n in prompts])
+        k, v, table = paged_cache(self.k, self.v)
+        rows, positions = jnp.asarray(self.rows), jnp.asarray(self.positions)
+        return self.q[self.rows, self.positions], k, v, table, rows, positions
+
+    def _unpack(self, out: jax.Array) -> jax.Array:
+        """Any result as `[batch, length, heads, head_dim]`; behind a prompt it means nothing."""
+        if out.ndim == 4:
+            return out
+        return jnp.zeros_like(self.q).at[self.rows, self.positions].set(out)
 
 
 def _paged(
@@ -147,20 +153,6 @@ def _paged(
     positions: jax.Array,
 ) -> jax.Array:
     return attention(q, k, v, page_table=table, rows=rows, positions=positions, layer=0)
-
-
-def _baseline(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array | None = None
-) -> jax.Array:
-    return jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        is_causal=True,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
-        implementation=BASELINE,  # type: ignore[arg-type]
-    )
 
 
 def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -194,15 +186,3 @@ def _errors(
     want = jnp.where(inside, want, 0)
     error = jnp.where(inside, out.astype(jnp.float32), 0) - want
     return jnp.max(jnp.abs(error)), jnp.sum(error**2), jnp.sum(want**2)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def repeated(program: Program, steps: int, operands: Sequence[jax.Array]) -> jax.Array:
-    """The result of the last of ``steps`` runs. The barrier keeps them in the loop."""
-
-    def step(_: Any, carry: Any) -> Any:
-        operands, _ = lax.optimization_barrier(carry)
-        return operands, program(*operands)
-
-    out = jax.eval_shape(program, *operands)
-    return lax.fori_loop(0, steps, step, (operands, jnp.zeros(out.shape, out.dtype)))[1]

@@ -1,31 +1,40 @@
 """Microseconds per decode step beside a tuned pure-JAX loop in the same process.
 
 python benchmarks/decode.py --output benchmarks/results/NAME.json
-python benchmarks/decode.py --rows 'llama-3.2-1b/*/1024' gpt2-124m/1/512 --no-baseline
+python benchmarks/decode.py --rows 'llama-3.2-1b/*/1024' --programs eet_jax
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
+import dataclasses
 import functools
 import gc
 import itertools
 import json
 import operator
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import harness
 import jax
-import pure_jax
-import report
-from loops import EetLoop, Loop, PureJaxLoop, fastest_attention, seconds, warm_up
+import pure_jax_decode
+import transformers_decode
+from baseline import Baseline
+from decode_programs import EetDecode, PureJaxDecode
+from decode_rows import ROWS, Row
+from floors import judged, rated
+from measure import Program, compare, fastest
+from pure_jax import Form
 from random_model import random_params
-from rows import READ_BANDWIDTH, ROWS, Row, bytes_per_step
+from rates import rates
+from transformers_decode import TransformersDecode
 
 import eet_jax
 from eet_jax.generation import CHUNK_STEPS
+
+PROGRAMS = ("eet_jax", "pure_jax", "flax_layout", "transformers")
+"""Ours; the fastest form of the baseline; that with kernels as Flax stores them; torch"""
 
 MAX_STEPS = 512
 
@@ -33,112 +42,113 @@ MAX_STEPS = 512
 def main(argv: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> None:
     """Measures the rows asked for, model by model."""
     args = parse_args(argv)
-    results: list[dict[str, Any]] = []
-    for _, group in itertools.groupby(chosen(rows, args.rows), operator.attrgetter("config")):
-        measure_model(list(group), args, results)
+    found: list[dict[str, Any]] = []
+    for _, group in itertools.groupby(
+        harness.chosen(rows, args.rows), operator.attrgetter("config")
+    ):
+        measure_model(list(group), args, found)
         jax.clear_caches()  # programs hold device memory too
-    print_table(results)
+    print_table(found)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--rows", nargs="+", default=["*"], help="MODEL/BATCH/CONTEXT, as in rows.py; may have *"
-    )
-    parser.add_argument("--no-baseline", action="store_true", help="leave pure JAX out")
-    parser.add_argument("--repeats", type=int, default=5, help="timed loops of each program")
-    parser.add_argument(
-        "--loop-seconds", type=float, default=0.1, help="about how long one should take"
-    )
-    report.add_options(parser)
+    on_cpu = jax.default_backend() == "cpu"
+    parser = harness.parser(__doc__)
+    harness.add_row_options(parser, loop_seconds=0.2 if on_cpu else 0.1, programs=PROGRAMS)
+    # On a GPU the layout of kernels makes no great difference.
+    parser.set_defaults(programs=[name for name in PROGRAMS if on_cpu or name != "flax_layout"])
     return parser.parse_args(argv)
 
 
-def chosen(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
-    """The rows whose names match.
-
-    Raises:
-        SystemExit: for a pattern that matches none.
-    """
-    for pattern in patterns:
-        if not any(fnmatch.fnmatch(row.name, pattern) for row in rows):
-            raise SystemExit(f"no row is named {pattern}; there are {[row.name for row in rows]}")
-    return [row for row in rows if any(fnmatch.fnmatch(row.name, p) for p in patterns)]
-
-
 def measure_model(
-    rows: Sequence[Row], args: argparse.Namespace, results: list[dict[str, Any]]
+    rows: Sequence[Row], args: argparse.Namespace, found: list[dict[str, Any]]
 ) -> None:
     """Appends the results of rows that share one model."""
     config = rows[0].config
     params = random_params(config, seed=0)
-    weights = eet_jax.prepare(config, params)
-    theirs = None if args.no_baseline else pure_jax.make_weights(config, params)
-    del params
+    models = _Models(config, eet_jax.prepare(config, params), Baseline(config, params))
     for row in rows:
-        start = time.perf_counter()
-        result = measure(row, weights, theirs, args)
-        result["seconds_with_compilation"] = round(time.perf_counter() - start, 1)
+        result = measure(row, models, args)
         print(json.dumps(result), flush=True)
-        results.append(result)
-        report.write(args, results)  # now: a later row may run out of time
+        found.append(result)
+        harness.write(args, found, dataclasses.asdict(rates()))
         gc.collect()  # frees the row's caches before the next row takes its own
 
 
-def measure(
-    row: Row,
-    weights: eet_jax.Prepared,
-    theirs: pure_jax.Weights | None,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    """Medians of both programs, alternating."""
+class _Models:
+    """One decoder's weights for each program."""
+
+    def __init__(
+        self, config: eet_jax.DecoderConfig, ours: eet_jax.Prepared, baseline: Baseline
+    ) -> None:
+        self.config, self.ours, self.baseline = config, ours, baseline
+
+    @functools.cached_property
+    def transformers(self) -> Any:
+        """Made when first needed."""
+        return transformers_decode.make_model(self.config)
+
+
+def measure(row: Row, models: _Models, args: argparse.Namespace) -> dict[str, Any]:
+    """Medians of all programs, alternating."""
     steps = steps_per_loop(row, args.loop_seconds)
     start = min(row.context + steps // 2, row.config.max_seq_len) - steps
-    ours = EetLoop(row.config, weights, row.batch, start, steps)
-    loops: dict[str, Loop] = {"eet_jax": ours}
-    details: dict[str, Any] = {}
-    if theirs is not None:
-        loops["pure_jax"], details = baseline(row, theirs, start, steps)
-    for loop in loops.values():
-        warm_up(loop)
-    ours.check()
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(args.repeats):
-        for name, loop in loops.items():
-            times[name].append(seconds(loop) / steps / row.share)
-    result = summary(row, steps, start, times)
-    if theirs is not None:
-        result["pure_jax"] |= details
-    return result
+    place = (row.batch, start, steps)
+    programs: dict[str, Callable[[], Program]] = {}
+    details: dict[str, dict[str, Any]] = {}
+    if "eet_jax" in args.programs:
+        programs["eet_jax"] = lambda: EetDecode(row.config, models.ours, *place)
+    if {"pure_jax", "flax_layout"} & {*args.programs}:
+        form, tried = fastest_form(models.baseline, *place)
+        forms = {"pure_jax": form, "flax_layout": Form(form.attention)}
+        for name in forms.keys() & {*args.programs}:
+            programs[name] = functools.partial(PureJaxDecode, models.baseline, forms[name], *place)
+            details[name] = {"form": str(forms[name])}
+        details.get("pure_jax", {})["forms_in_one_layer_us"] = tried
+    if "transformers" in args.programs and suits_transformers(row):
+        programs["transformers"] = lambda: TransformersDecode(models.transformers, *place)
+    compared = compare(programs, args.repeats, steps * row.share)
+    for name, more in details.items():
+        compared[name] |= more
+    return summary(row, start, steps) | with_rates(row, start + steps / 2, compared)
 
 
-def baseline(
-    row: Row, weights: pure_jax.Weights, start: int, steps: int
-) -> tuple[PureJaxLoop, dict[str, Any]]:
-    """The baseline's loop with the attention that is fastest here, and how that was found."""
+def fastest_form(
+    baseline: Baseline, batch: int, start: int, steps: int
+) -> tuple[Form, dict[str, Any]]:
+    """The form in which XLA decodes one layer and the head fastest, and each one's time."""
+    forms = pure_jax_decode.forms(baseline.config)
+    first = baseline.first_layer()
+    form, tried = fastest(forms, lambda form: PureJaxDecode(first, form, batch, start, steps))
+    return form, {name: _per_step(us, steps) for name, us in tried.items()}
 
-    def make_loop(layers: int, attention: str) -> PureJaxLoop:
-        config = row.config.replace(num_layers=layers)
-        first = weights | {"layers": weights["layers"][:layers]}
-        return PureJaxLoop(config, first, row.batch, start, steps, attention)
 
-    attention, tried = fastest_attention(row.config, functools.partial(make_loop, 1))
-    details = {"attention": attention, "attentions_in_one_layer": tried}
-    return make_loop(row.config.num_layers, attention), details
+def _per_step(us: float | str, steps: int) -> float | str:
+    return us if isinstance(us, str) else round(us / steps, 2)
+
+
+def suits_transformers(row: Row) -> bool:
+    """Whether ``generate`` is there and prefills the row in reasonable time."""
+    return transformers_decode.available() and row.context <= transformers_decode.MAX_CONTEXT
 
 
 def steps_per_loop(row: Row, loop_seconds: float) -> int:
-    """As many as the floor lets fit; the cache's length stays a multiple of 8."""
-    unit = 2 * CHUNK_STEPS
-    fit = loop_seconds * READ_BANDWIDTH / bytes_per_step(row.config, row.batch, row.context)
+    """As many as the floor lets fit.
+
+    On a GPU a multiple of two chunks, which also keeps the cache's length a multiple of 8; on a
+    CPU, where a step may take a second, of the second smallest chunk.
+    """
+    unit = 4 if jax.default_backend() == "cpu" else 2 * CHUNK_STEPS
+    floor = row.cost(row.context).floor_us()
+    assert floor is not None
+    fit = loop_seconds * 1e6 / (floor * row.share)
     return unit * max(1, round(min(fit, MAX_STEPS) / unit))
 
 
-def summary(row: Row, steps: int, start: int, times: dict[str, list[float]]) -> dict[str, Any]:
-    """The row's numbers, per step, or per step and layer."""
-    step_bytes = bytes_per_step(row.config, row.batch, start + steps / 2) / row.share
-    result: dict[str, Any] = {
+def summary(row: Row, start: int, steps: int) -> dict[str, Any]:
+    """What was measured."""
+    return {
         "row": row.name,
         "model": row.model,
         "batch": row.batch,
@@ -146,41 +156,28 @@ def summary(row: Row, steps: int, start: int, times: dict[str, list[float]]) -> 
         "dtype": row.config.dtype,
         "per": "step and layer" if row.per_layer else "step",
         "steps": steps,
-        "repeats": len(times["eet_jax"]),
-        "bytes": round(step_bytes),
+        "bytes": round(row.cost(start + steps / 2).bytes),
     }
-    for name, measured in times.items():
-        median = report.median_us(measured)
-        result[name] = {
-            "us": median,
-            "spread_us": report.spread_us(measured),
-            "terabytes_per_second": round(step_bytes / median / 1e6, 3),
-        }
-    if "H200" in jax.devices()[0].device_kind:
-        result |= judged(row, step_bytes, result["eet_jax"]["us"])
-    return result
 
 
-def judged(row: Row, step_bytes: float, us: float) -> dict[str, Any]:
-    """The floor, the target, and how far our time is from it."""
-    floor = step_bytes / READ_BANDWIDTH * 1e6
-    target = row.target(floor)
-    found: dict[str, Any] = {"floor_us": round(floor, 1)}
-    if target is not None:
-        found |= {"target_us": round(target, 1), "of_target": round(us / target, 3)}
-        found["met"] = us <= target
-    return found
+def with_rates(row: Row, context: float, compared: dict[str, Any]) -> dict[str, Any]:
+    """The programs' numbers beside the floor and, on an H200, the target."""
+    cost = row.cost(context)
+    return rated(compared, cost) | judged(row.target, cost, compared)
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
+def print_table(found: list[dict[str, Any]]) -> None:
     """A short table, last."""
-    headers = ("row", "floor us", "target", "eet_jax", "spread", "pure_jax", "met")
-    rows = []
-    for row in results:
-        ours, theirs = row["eet_jax"], row.get("pure_jax", {})
+    headers = ("row", "floor us", "target", *PROGRAMS, "spread", "% of floor", "met")
+    lines = []
+    for row in found:
+        times = (row.get(name, {}).get("us") for name in PROGRAMS)
+        ours = row.get("eet_jax", {})
         given = (row["row"], row.get("floor_us"), row.get("target_us"))
-        rows.append((*given, ours["us"], ours["spread_us"], theirs.get("us"), row.get("met")))
-    report.print_table(headers, rows)
+        lines.append(
+            (*given, *times, ours.get("spread_us"), ours.get("percent_of_floor"), row.get("met"))
+        )
+    harness.print_table(headers, lines)
 
 
 if __name__ == "__main__":

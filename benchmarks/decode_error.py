@@ -14,11 +14,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pure_jax
-import report
+import pure_jax_decode
+from pure_jax import Form
 from random_model import random_params
 from shapes import MODELS
 
@@ -36,28 +38,27 @@ Step = Callable[[np.ndarray], jax.Array]
 def main(argv: Sequence[str] | None = None, models: Mapping[str, DecoderConfig] = MODELS) -> None:
     """Measures every combination of the options."""
     args = parse_args(argv, models)
-    results = []
+    found: list[dict[str, Any]] = []
     for name, dtype, batch in itertools.product(args.models, args.dtypes, args.batches):
         layers = min(args.layers, models[name].num_layers)
         config = models[name].replace(num_layers=layers, dtype=dtype, param_dtype=dtype)
         case = {"model": name, "layers": layers, "dtype": dtype, "batch": batch}
-        results.append(case | {"tokens": args.tokens} | errors(config, batch, args.tokens))
-        print(json.dumps(results[-1]), flush=True)
-        report.write(args, results)
+        found.append(case | {"tokens": args.tokens} | errors(config, batch, args.tokens))
+        print(json.dumps(found[-1]), flush=True)
+        harness.write(args, found)
         jax.clear_caches()  # programs hold device memory too
-    print_table(results)
+    print_table(found)
 
 
 def parse_args(argv: Sequence[str] | None, models: Mapping[str, Any]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     default = ["llama-3.2-1b", "qwen3-0.6b", "gpt2-124m"]
     parser.add_argument("--models", nargs="+", default=default, choices=models)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--layers", type=int, default=4, help="the first of the model")
     parser.add_argument("--tokens", type=int, default=128, help="of each row")
-    report.add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -108,28 +109,31 @@ def eet_step(
 
 def pure_jax_step(config: DecoderConfig, params: Params, batch: int, length: int) -> Step:
     """The baseline's step from an empty cache; products of float32 are exact."""
-    weights = pure_jax.make_weights(config, params)
-    cache = pure_jax.make_cache(config, batch, length, "einsum")
+    form = Form()
+    weights = pure_jax.make_weights(config, params, form)
+    cache = pure_jax_decode.make_cache(config, batch, length, form)
     positions = itertools.count()
 
     def step(tokens: np.ndarray) -> jax.Array:
         nonlocal cache
         position = np.int32(next(positions))
         with jax.default_matmul_precision("float32"):  # GPUs would round float32 to TF32
-            logits, cache = pure_jax.decode_step(config, weights, tokens, cache, position, "einsum")
+            logits, cache = pure_jax_decode.decode_step(
+                config, form, weights, tokens, cache, position
+            )
         return logits
 
     return step
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
+def print_table(found: list[dict[str, Any]]) -> None:
     """A short table, last."""
     headers = ("model", "dtype", "batch", "eet_jax", "pure_jax", "ratio", "met")
     rows = []
-    for row in results:
+    for row in found:
         both = (f"{row['eet_jax']:.2e}", f"{row['pure_jax']:.2e}")
         rows.append((row["model"], row["dtype"], row["batch"], *both, row["ratio"], row["met"]))
-    report.print_table(headers, rows)
+    harness.print_table(headers, rows)
 
 
 if __name__ == "__main__":

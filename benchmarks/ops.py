@@ -1,146 +1,115 @@
-"""TFLOP/s of single ops in prefill, beside cuDNN's in the same run, and the errors of both.
+"""Single ops beside pure JAX in the same run: TB/s or TFLOP/s, and the errors of attention.
 
 Runs of a program are steps of a jitted loop; programs alternate.
 
 python benchmarks/ops.py --output benchmarks/results/NAME.json
+python benchmarks/ops.py --rows 'rms_norm/*' 'attention/*'
 """
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
+import dataclasses
+import gc
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import attention_rows
+import harness
 import jax
-import report
-from attention_rows import ROWS, Row, Work, repeated
+import op_table
+from floors import Cost, judged, rated
+from measure import OURS, compare
+from rates import rates
 
-EXPECTED_FLOP_PER_SECOND = 500e12
-"""From which the number of steps of a timed loop follows"""
+EXPECTED = {"gpu": (3e12, 500e12), "cpu": (15e9, 100e9)}
+"""Bytes and FLOP per second, from which the number of steps of a timed loop follows"""
 
 MAX_STEPS = 1024
 
+ROWS = (*op_table.ROWS, *attention_rows.ROWS)
 
-def main(argv: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> None:
+
+def main(argv: Sequence[str] | None = None, rows: Sequence[Any] = ROWS) -> None:
     """Measures the rows asked for."""
     args = parse_args(argv)
-    results: list[dict[str, Any]] = []
-    for row in chosen(rows, args.rows):
+    found: list[dict[str, Any]] = []
+    for row in harness.chosen(rows, args.rows):
         result = measure(row, args)
         print(json.dumps(result), flush=True)
-        results.append(result)
-        report.write(args, results)  # now: a later row may run out of time
+        found.append(result)
+        harness.write(args, found, dataclasses.asdict(rates()))
         jax.clear_caches()
-    print_table(results)
+        gc.collect()
+    print_table(found)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", default=["*"], help="names of rows; may have *")
-    parser.add_argument("--repeats", type=int, default=7, help="timed loops of each program")
-    parser.add_argument(
-        "--loop-seconds", type=float, default=0.05, help="about how long one should take"
-    )
-    parser.add_argument("--no-errors", action="store_true", help="leave the reference out")
-    report.add_options(parser)
+    parser = harness.parser(__doc__)
+    harness.add_row_options(parser, loop_seconds=0.05)
+    parser.add_argument("--no-baseline", action="store_true", help="leave pure JAX out")
+    parser.add_argument("--no-errors", action="store_true", help="leave attention's reference out")
     return parser.parse_args(argv)
 
 
-def chosen(rows: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
-    """The rows whose names match.
+def measure(row: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Medians of all programs, alternating, and where the work has a reference their errors."""
+    steps = steps_per_loop(row.cost, args.loop_seconds)
+    work = row.make(steps)
+    programs = {OURS: work.programs[OURS]} if args.no_baseline else work.programs
+    compared = compare(programs, args.repeats, steps)
+    if work.errors is not None and not args.no_errors:
+        for name, result in compared.items():
+            if "us" in result:
+                result["error"] = work.errors(name)
+    found = {"row": row.name, **row.describe(), "steps": steps} | rated(compared, row.cost)
+    return found | judged(row.target, row.cost, compared) | as_exact(row.dtype, compared)
 
-    Raises:
-        SystemExit: if none does.
+
+def steps_per_loop(cost: Cost, loop_seconds: float) -> int:
+    """As many as fit by a guess."""
+    bytes_rate, flop_rate = EXPECTED[jax.default_backend()]
+    seconds = max(cost.bytes / bytes_rate, cost.flop / flop_rate)
+    return min(max(1, round(loop_seconds / seconds)), MAX_STEPS)
+
+
+def as_exact(dtype: str, compared: dict[str, Any]) -> dict[str, bool]:
+    """Whether our error is no larger than another's, where both are known; in 16 bits, as the
+    reference is no better than float32.
     """
-    found = [row for row in rows if any(fnmatch.fnmatch(row.name, p) for p in patterns)]
-    if not found:
-        raise SystemExit(f"no row is named {patterns}; there are {[row.name for row in rows]}")
-    return found
+    errors = {name: x["error"]["relative"] for name, x in compared.items() if "error" in x}
+    ours = errors.pop(OURS, None)
+    return (
+        {}
+        if ours is None or not errors or dtype == "float32"
+        else {"as_exact": ours <= max(errors.values())}
+    )
 
 
-def measure(row: Row, args: argparse.Namespace) -> dict[str, Any]:
-    """Medians of all programs, alternating, and their errors."""
-    work = Work(row)
-    steps = int(args.loop_seconds * EXPECTED_FLOP_PER_SECOND / row.flop)
-    steps = min(max(steps, 1), MAX_STEPS)
-    result: dict[str, Any] = {
-        "row": row.name,
-        "prompts": list(row.prompts),
-        "heads": row.heads,
-        "kv_heads": row.kv_heads,
-        "head_dim": row.head_dim,
-        "dtype": row.dtype,
-        "gigaflop": round(row.flop / 1e9, 3),
-        "steps": steps,
-    }
-    times: dict[str, list[float]] = {}
-    for name, (program, operands) in work.programs.items():
-        try:
-            for _ in range(2):  # graphs are captured in the second run
-                out = jax.block_until_ready(repeated(program, steps, operands))
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            if name == "eet_jax":
-                raise
-            result[name] = {"refused": f"{type(error).__name__}: {error}"[:200]}
-            continue
-        times[name] = []
-        result[name] = {} if args.no_errors else {"error": work.errors(out)}
-    for _ in range(args.repeats):
-        for name in times:
-            program, operands = work.programs[name]
-            run = report.timed(lambda: repeated(program, steps, operands))  # noqa: B023
-            times[name].append(run / steps)
-    for name, measured in times.items():
-        us = report.median_us(measured)
-        result[name] |= {
-            "us": us,
-            "spread_us": report.spread_us(measured),
-            "tflops": round(row.flop / us / 1e6, 1),
-        }
-    if "H200" in jax.devices()[0].device_kind:
-        result |= judged(row, result)
-    return result
-
-
-def judged(row: Row, result: dict[str, Any]) -> dict[str, Any]:
-    """The target in TFLOP/s, whether it is met, and whether the error is no larger than theirs."""
-    ran = {name: result[name] for name in row.over if "tflops" in result[name]}
-    goals = [row.target, *(row.over[name] * theirs["tflops"] for name, theirs in ran.items())]
-    ours = result["eet_jax"]
-    found: dict[str, Any] = {
-        "target_tflops": round(max(goals), 1),
-        "met": ours["tflops"] >= max(goals),
-    }
-    errors = [theirs["error"]["relative"] for theirs in ran.values() if "error" in theirs]
-    if errors and "error" in ours:
-        found["as_exact"] = ours["error"]["relative"] <= max(errors)
-    return found
-
-
-def print_table(results: list[dict[str, Any]]) -> None:
+def print_table(found: list[dict[str, Any]]) -> None:
     """A short table, last."""
-    headers = ("row", "program", "us", "spread", "TFLOP/s", "target", "met", "error")
-    rows = []
-    for result in results:
-        for name in result:
-            if not isinstance(result[name], dict):
+    headers = ("row", "program", "us", "spread", "TFLOP/s", "TB/s", "% of floor", "met", "error")
+    lines = []
+    for result in found:
+        for name, program in result.items():
+            if not isinstance(program, dict):
                 continue
-            program, ours = result[name], name == "eet_jax"
-            goal = (result.get("target_tflops"), result.get("met")) if ours else (None, None)
+            ours = name == OURS
             error = program.get("error")
-            rows.append((
+            lines.append((
                 result["row"] if ours else "",
                 name,
                 program.get("us", program.get("refused")),
                 program.get("spread_us"),
                 program.get("tflops"),
-                *goal,
+                program.get("terabytes_per_second"),
+                program.get("percent_of_floor"),
+                result.get("met") if ours else None,
                 error and f"{error['relative']:.2e}",
             ))  # fmt: skip
-    report.print_table(headers, rows)
+    harness.print_table(headers, lines)
 
 
 if __name__ == "__main__":

@@ -1,90 +1,82 @@
-"""What all benchmarks share: time, the options of their results, and the file they write."""
+"""Rewrites the marked tables and plots of README.md and the documentation from results.
+
+A table stands between `<!-- table: FILE -->` and `<!-- end of table -->`, a plot likewise, where
+FILE lies in benchmarks/results. Plots are PNG files beside the results.
+
+python benchmarks/report.py
+python benchmarks/report.py --check
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jaxlib
-
-import eet_jax
+from report_plots import draw, is_drawn_from
+from report_tables import table
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+_BLOCK = re.compile(r"(<!-- (table|plot): (\S+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
-def timed(function: Callable[[], Any]) -> float:
-    """Seconds of one call, until its results are there."""
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
+def main(argv: Sequence[str] | None = None) -> None:
+    """Rewrites the files, or with ``--check`` says whether they would change.
+
+    Raises:
+        SystemExit: if no file has a mark, or if one would change under ``--check``.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="*", type=Path, default=DOCUMENTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the JSON files")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if out of date")
+    args = parser.parse_args(argv)
+    marked = [file for file in args.files if _BLOCK.search(file.read_text())]
+    if not marked:
+        names = ", ".join(map(str, args.files))
+        raise SystemExit(f"there is no <!-- table: FILE --> ... <!-- end of table --> in {names}")
+    for file in marked:
+        update(file, args.results, check=args.check)
 
 
-def median_us(seconds: Sequence[float]) -> float:
-    """The median in microseconds."""
-    return round(statistics.median(seconds) * 1e6, 2)
+def update(file: Path, results: Path, *, check: bool) -> None:
+    """Brings one document and its plots up to date, or with ``check`` demands that they are.
+
+    Raises:
+        SystemExit: if they are not.
+    """
+    old = file.read_text()
+    for _, kind, name, _ in _BLOCK.findall(old):
+        source = results / name
+        if kind != "plot" or is_drawn_from(source.with_suffix(".png"), source):
+            continue
+        if check:
+            raise SystemExit(f"{source.with_suffix('.png')} is out of date: {_REMEDY}")
+        draw(source)
+    new = _BLOCK.sub(lambda block: _filled(block, file, results), old)
+    if check and new != old:
+        raise SystemExit(f"{file} is out of date: {_REMEDY}")
+    if not check:
+        file.write_text(new)
 
 
-def spread_us(seconds: Sequence[float]) -> float:
-    """The slowest less the fastest, in microseconds."""
-    return round((max(seconds) - min(seconds)) * 1e6, 2)
+_REMEDY = "run python benchmarks/report.py"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What every benchmark takes."""
-    parser.add_argument("--output", type=Path, help="the JSON file to write")
-    parser.add_argument("--commit", default=_commit(), help="of the sources, if git cannot tell")
+def _filled(block: re.Match[str], file: Path, results: Path) -> str:
+    begin, kind, name, end = block.groups()
+    source = results / name
+    if kind == "table":
+        return f"{begin}{table(json.loads(source.read_text()))}{end}"
+    image = os.path.relpath(source.with_suffix(".png"), file.parent)
+    return f"{begin}![{source.stem}]({image})\n{end}"
 
 
-def _commit() -> str | None:
-    """The commit of the sources, marked if they differ from it; None outside of git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return found.stdout.strip() or None
-
-
-def write(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    """Writes ``args.output``, if one was asked for."""
-    if args.output is None:
-        return
-    script = Path(sys.argv[0])
-    report = {
-        "benchmark": script.stem,
-        "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
-        "commit": args.commit,
-        **environment(),
-        "results": results,
-    }
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def environment() -> dict[str, Any]:
-    """The device and the versions."""
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "platform": " ".join(device.client.platform_version.split()),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "eet_jax": eet_jax.__version__,
-    }
-
-
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Right-aligned columns; None is a dash."""
-    lines = [headers, *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+if __name__ == "__main__":
+    main()

@@ -13,10 +13,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
-import report
+from measure import OURS, median_us, spread_us, timed
 from random_model import random_key
+from rates import is_h200
 
 from eet_jax import requests
 from xla_ops import Sampling, sample
@@ -35,24 +37,23 @@ TARGETS_US = {1: 25.0, 64: 60.0}
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures all settings at each batch."""
     args = parse_args(argv)
-    results: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for batch in args.batches:
         for row in measure(batch, args):
             print(json.dumps(row), flush=True)
-            results.append(row)
-        report.write(args, results)
-    print_table(results)
+            found.append(row)
+        harness.write(args, found)
+    print_table(found)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64])
     parser.add_argument("--vocab", type=int, default=128256)
     parser.add_argument("--steps", type=int, default=128, help="of a timed loop")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-baseline", action="store_true", help="leave plain JAX out")
-    report.add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -60,7 +61,7 @@ def measure(batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One result for each setting."""
     # Peaked like a language model's: most of the probability on few tokens.
     logits = 4 * jax.random.normal(random_key(0), (batch, args.vocab))
-    programs = {"eet_jax": "native"}
+    programs = {OURS: "native"}
     if not args.no_baseline:
         programs["pure_jax"] = "reference"
     empty = times("none", logits, "greedy", args)
@@ -69,8 +70,8 @@ def measure(batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"setting": setting, "batch": batch, "vocab": args.vocab}
         for name, implementation in programs.items():
             measured = times(implementation, logits, setting, args)
-            net = report.median_us(measured) - report.median_us(empty)
-            row[name] = {"us": round(net, 2), "spread_us": report.spread_us(measured)}
+            net = median_us(measured) - median_us(empty)
+            row[name] = {"us": round(net, 2), "spread_us": spread_us(measured)}
         rows.append(row)
     return [judged(row, greedy=rows[0]) for row in rows]
 
@@ -84,9 +85,7 @@ def times(
     sampling = jax.device_put(sampling)
 
     def run() -> float:
-        return (
-            report.timed(lambda: _loop(implementation, args.steps, logits, sampling)) / args.steps
-        )
+        return timed(lambda: _loop(implementation, args.steps, logits, sampling)) / args.steps
 
     for _ in range(2):  # graphs are captured in the second run
         run()
@@ -128,20 +127,20 @@ def judged(row: dict[str, Any], greedy: dict[str, Any]) -> dict[str, Any]:
     over = round(row["eet_jax"]["us"] - greedy["eet_jax"]["us"], 2)
     row = row | {"over_greedy_us": over}
     target = TARGETS_US.get(row["batch"])
-    if target is not None and "H200" in jax.devices()[0].device_kind:
+    if target is not None and is_h200():
         row |= {"target_us": target, "met": over <= target}
     return row
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
+def print_table(found: list[dict[str, Any]]) -> None:
     """A short table, last."""
     headers = ("setting", "batch", "eet_jax us", "pure_jax", "over greedy", "target", "met")
     rows = []
-    for row in results:
+    for row in found:
         times = (row["eet_jax"]["us"], row.get("pure_jax", {}).get("us"))
         goal = (row.get("over_greedy_us"), row.get("target_us"), row.get("met"))
         rows.append((row["setting"], row["batch"], *times, *goal))
-    report.print_table(headers, rows)
+    harness.print_table(headers, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,21 @@ _LLAMA3 = RotaryScaling(
 )
 
 
-def gpt2(*, vocab_size: int, hidden_size: int, num_layers: int, num_heads: int) -> DecoderConfig:
+EET_HIDDEN_SIZES = (1024, 2048, 4096, 12288)
+EET_BATCH = 4
+EET_PROMPTS = (128, 512, 896)
+EET_TOTAL = 1024
+"""Of the requests that EET and FasterTransformer published: tokens of prompt, and in all"""
+
+
+def gpt2(
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    max_seq_len: int = 1024,
+) -> DecoderConfig:
     """A decoder as GPT-2's; all else follows from these sizes."""
     return DecoderConfig(
         vocab_size=vocab_size,
@@ -23,7 +37,7 @@ def gpt2(*, vocab_size: int, hidden_size: int, num_layers: int, num_heads: int) 
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_dim=hidden_size // num_heads,
-        max_seq_len=1024,
+        max_seq_len=max_seq_len,
         norm="layer",
         norm_eps=1e-5,
         activation="gelu_tanh",
@@ -36,8 +50,26 @@ def gpt2(*, vocab_size: int, hidden_size: int, num_layers: int, num_heads: int) 
     )
 
 
+def _eet_layer(hidden: int) -> DecoderConfig:
+    """Four of the layers that EET and FasterTransformer published; so few words weigh nothing."""
+    heads = hidden // (64 if hidden <= 2048 else 128)
+    return gpt2(vocab_size=128, hidden_size=hidden, num_layers=4, num_heads=heads)
+
+
+def _gpt_layer(hidden: int) -> DecoderConfig:
+    """One layer of a large GPT, for long prompts."""
+    return gpt2(
+        vocab_size=128,
+        hidden_size=hidden,
+        num_layers=1,
+        num_heads=hidden // 128,
+        max_seq_len=4096,
+    )
+
+
 MODELS: dict[str, DecoderConfig] = {
     "gpt2-124m": gpt2(vocab_size=50257, hidden_size=768, num_layers=12, num_heads=12),
+    "gpt2-xl": gpt2(vocab_size=50257, hidden_size=1600, num_layers=48, num_heads=25),
     "qwen3-0.6b": DecoderConfig(
         vocab_size=151936,
         hidden_size=1024,
@@ -77,11 +109,6 @@ MODELS: dict[str, DecoderConfig] = {
         norm_eps=1e-5,
         rope_theta=5e5,
     ),
-    # The layer that EET and FasterTransformer published, four of it; so few words weigh nothing.
-    **{
-        f"eet-layer-{hidden}": gpt2(
-            vocab_size=128, hidden_size=hidden, num_layers=4, num_heads=heads
-        )
-        for hidden, heads in ((1024, 16), (2048, 32), (4096, 32), (12288, 96))
-    },
+    **{f"eet-layer-{hidden}": _eet_layer(hidden) for hidden in EET_HIDDEN_SIZES},
+    **{f"gpt-layer-{hidden}": _gpt_layer(hidden) for hidden in (4096, 12288, 16384)},
 }

@@ -16,11 +16,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-import report
-from loops import EetLoop
+from decode_programs import EetDecode
 from random_model import random_params
 from shapes import MODELS
 
@@ -42,27 +42,26 @@ def main(argv: Sequence[str] | None = None, models: Mapping[str, DecoderConfig] 
     weights = eet_jax.prepare(config, random_params(config, seed=0), donate=True)
     cases = list(itertools.product(args.batches, args.contexts))
     runs = max(2, math.ceil(args.steps / len(cases) / args.run))
-    results = []
+    found: list[dict[str, Any]] = []
     for batch, context in cases:
-        found = {"model": args.model, "layers": layers, "batch": batch, "context": context}
-        results.append(found | repeat(config, weights, batch, context, args.run, runs))
-        print(json.dumps(results[-1]), flush=True)
-        report.write(args, results)
-    print_table(results)
-    if not all(row["equal"] for row in results):
+        case = {"model": args.model, "layers": layers, "batch": batch, "context": context}
+        found.append(case | repeat(config, weights, batch, context, args.run, runs))
+        print(json.dumps(found[-1]), flush=True)
+        harness.write(args, found)
+    print_table(found)
+    if not all(row["equal"] for row in found):
         raise SystemExit("some runs did not give the bits of the first")
 
 
 def parse_args(argv: Sequence[str] | None, models: Mapping[str, Any]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--model", default="llama-3.2-1b", choices=models)
     parser.add_argument("--layers", type=int, default=4, help="the first of the model")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 3, 8, 16])
     parser.add_argument("--contexts", nargs="+", type=int, default=[1, 1000, 8192])
     parser.add_argument("--steps", type=int, default=100_000, help="of all cases, at least")
     parser.add_argument("--run", type=int, default=32 * CHUNK_STEPS, help="steps of a run")
-    report.add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -75,7 +74,7 @@ def repeat(
     runs: int,
 ) -> dict[str, Any]:
     """``runs`` runs of ``steps`` steps, and how many of them gave the bits of the first."""
-    loop = EetLoop(config, weights, batch, context, steps)
+    loop = EetDecode(config, weights, batch, context, steps)
     first = outcome(loop)
     start = time.perf_counter()
     same = sum(_equal(first, outcome(loop)) for _ in range(runs - 1))
@@ -89,7 +88,7 @@ def repeat(
     }
 
 
-def outcome(loop: EetLoop) -> list[np.ndarray]:
+def outcome(loop: EetDecode) -> list[np.ndarray]:
     """What a run leaves: its last logits, and sums over the bits of the last layer's keys."""
     jax.block_until_ready(loop.reset())
     jax.block_until_ready(loop.run())
@@ -108,10 +107,10 @@ def _equal(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(left, right, strict=True))
 
 
-def print_table(results: list[dict[str, Any]]) -> None:
+def print_table(found: list[dict[str, Any]]) -> None:
     """A short table, last."""
     headers = ("batch", "context", "steps", "us", "equal", "status")
-    report.print_table(headers, [[row[name] for name in headers] for row in results])
+    harness.print_table(headers, [[row[name] for name in headers] for row in found])
 
 
 if __name__ == "__main__":
