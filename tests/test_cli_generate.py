@@ -83,6 +83,17 @@ def test_several_prompts_are_a_batch(llm):
     ]
 
 
+def test_batches(llm):
+    """At most so many rows at once, each batch with a seed of its own."""
+    options = {"max_new_tokens": 12, "temperature": 0.7, "top_p": 0.9}
+    want = llm.generate(PROMPTS[:2], rng=5, **options) + llm.generate(PROMPTS[2:], rng=6, **options)
+    flags = ["--max-new-tokens", "12", "--seed", "5", "--batch", "2"]
+    lines = succeed("generate", *PROMPTS, *flags, "--json").splitlines()
+    assert [json.loads(line)["text"] for line in lines] == want
+    text = "\n\n".join(prompt + text for prompt, text in zip(PROMPTS, want, strict=True))
+    assert succeed("generate", *PROMPTS, *flags) == text + "\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "prompts"),
     [
@@ -146,7 +157,7 @@ def test_streaming(monkeypatch, llm):
     assert streamed.flushed > 4
     assert pieces("--stream").flushed == streamed.flushed
     whole = pieces("--no-stream")
-    assert whole.flushed == 1
+    assert whole.flushed == 2  # after the batch, and at the end
     assert whole.getvalue() == streamed.getvalue()
 
 

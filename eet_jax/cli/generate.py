@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from eet_jax.cli import options
 from eet_jax.cli.loading import load
 from eet_jax.cli.output import progress, write_pieces
 from eet_jax.cli.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from eet_jax.llm import LLM
 
 
 def generate(
@@ -30,6 +33,10 @@ def generate(
             help="A prompt per line; if it ends in .jsonl, a JSON string or an object with "
             '"prompt" per line. - is stdin.',
         ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="all", help="The most prompts to generate together."),
     ] = None,
     model: options.Model = "eet-tiny",
     max_new_tokens: Annotated[int, typer.Option(min=0, help="The most tokens to generate.")] = 128,
@@ -70,9 +77,7 @@ def generate(
     if streams:
         write_pieces(llm.stream(texts[0], **sampling), before=texts[0])
     else:
-        with progress("Generating"):
-            continuations = llm.generate(texts, **sampling)
-        _print(texts, continuations, as_json)
+        _generate(llm, texts, batch or len(texts), sampling, as_json)
 
 
 def _prompts(given: list[str] | None, path: Path | None) -> list[str]:
@@ -94,10 +99,18 @@ def _streams(asked: bool | None, prompts: int, as_json: bool) -> bool:
     return possible if asked is None else asked
 
 
-def _print(prompts: list[str], continuations: list[str], as_json: bool) -> None:
-    for i, (prompt, text) in enumerate(zip(prompts, continuations, strict=True)):
-        if as_json:
-            line = json.dumps({"prompt": prompt, "text": text})
-        else:
-            line = ("\n" if i else "") + prompt + text
-        sys.stdout.write(line + "\n")
+def _generate(
+    llm: LLM, prompts: list[str], batch: int, sampling: dict[str, Any], as_json: bool
+) -> None:
+    """Prints each batch when it is done; their seeds follow each other."""
+    for number, start in enumerate(range(0, len(prompts), batch)):
+        rows = prompts[start : start + batch]
+        with progress("Generating"):
+            texts = llm.generate(rows, **sampling | {"rng": sampling["rng"] + number})
+        for i, (prompt, text) in enumerate(zip(rows, texts, strict=True), start):
+            if as_json:
+                line = json.dumps({"prompt": prompt, "text": text})
+            else:
+                line = ("\n" if i else "") + prompt + text
+            sys.stdout.write(line + "\n")
+        sys.stdout.flush()
