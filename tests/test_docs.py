@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
+import os
 import re
+import shlex
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
@@ -14,6 +17,7 @@ from sybil.document import Document
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
 from eet_jax import models
+from eet_jax.cli import main
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -102,3 +106,22 @@ def test_messages_are_raised():
     texts = sources()
     assert len(messages()) > 50
     assert [m for m in messages() if not any(m.strip("… ") in text for text in texts)] == []
+
+
+def recorded_errors() -> list[tuple[str, str]]:
+    """Command lines of the page on commands, and the errors that stand below them."""
+    text = (DOCS / "commands.md").read_text()
+    found = re.findall(r"^\$ eet-jax (.+)\n(error .+)$", text, re.M)
+    return [(arguments, error) for arguments, error in found if "my-" not in arguments]
+
+
+def test_recorded_errors(tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad.jsonl").write_text('"The king"\n{"text": 3}\n')
+    monkeypatch.chdir(tmp_path)
+    got = {}
+    for arguments, _ in recorded_errors():
+        with pytest.raises(SystemExit), mock.patch.dict(os.environ):
+            main(shlex.split(arguments))
+        got[arguments] = capsys.readouterr().err.strip().replace(f"{ROOT}/", "…/")
+    assert len(got) > 10
+    assert got == dict(recorded_errors())
