@@ -44,7 +44,7 @@ def test_wrong_command_lines(arguments, line):
     ("error", "line"),
     [
         (ValueError("rows must be 1, got 2"), "rows must be 1, got 2"),
-        (ValueError("one\ntwo"), "one"),
+        (ValueError("one\ntwo"), "one; --debug shows the traceback"),
         (KeyError("layers"), "KeyError: 'layers'; --debug shows the traceback"),
         (AssertionError(), "AssertionError; --debug shows the traceback"),
         (OSError(28, "No space left", "file"), "file: No space left"),

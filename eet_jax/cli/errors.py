@@ -56,4 +56,5 @@ def _hint(error: Exception) -> str:
             return hint
     if isinstance(error, MemoryError):
         return _MEMORY
-    return "" if isinstance(error, _EXPECTED) else _DEBUG
+    whole = isinstance(error, _EXPECTED) and "\n" not in str(error).strip()
+    return "" if whole else _DEBUG
