@@ -29,6 +29,10 @@ def call(
     implementation: str | None,
 ) -> Any:
     """Logits, or (logits, state) when a state is given; see ``eet_jax.Decoder``."""
+    tokens, attention_mask, positions, inputs_embeds = (
+        None if given is None else jnp.asarray(given)  # lists too
+        for given in (tokens, attention_mask, positions, inputs_embeds)
+    )
     if state is None:
         return forward(
             config,

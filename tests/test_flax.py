@@ -83,6 +83,13 @@ def test_state_through_apply(variables):
     assert np.asarray(state.lengths).tolist() == [9, 9]
 
 
+def test_lists_of_tokens(variables):
+    decoder = eet_jax.Decoder(CONFIG)
+    mask = np.ones(TOKENS.shape, np.int32).tolist()
+    logits = decoder.apply(variables, TOKENS.tolist(), attention_mask=mask)
+    np.testing.assert_array_equal(logits, decoder.apply(variables, TOKENS))
+
+
 def test_left_padded_state_through_apply(variables):
     decoder = eet_jax.Decoder(CONFIG)
     mask = jnp.asarray([[1] * 9, [0] * 4 + [1] * 5])
