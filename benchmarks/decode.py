@@ -20,11 +20,11 @@ import harness
 import jax
 import pure_jax_decode
 import transformers_decode
-from baseline import Baseline
+from baseline import Baseline, fastest_form
 from decode_programs import EetDecode, PureJaxDecode
 from decode_rows import ROWS, Row
 from floors import judged, rated
-from measure import Program, compare, fastest
+from measure import Program, compare
 from pure_jax import Form
 from random_model import random_params
 from rates import rates
@@ -96,36 +96,26 @@ def measure(row: Row, models: _Models, args: argparse.Namespace) -> dict[str, An
     start = min(row.context + steps // 2, row.config.max_seq_len) - steps
     place = (row.batch, start, steps)
     programs: dict[str, Callable[[], Program]] = {}
-    details: dict[str, dict[str, Any]] = {}
+    details: dict[str, Any] = {}
     if "eet_jax" in args.programs:
         programs["eet_jax"] = lambda: EetDecode(row.config, models.ours, *place)
     if {"pure_jax", "flax_layout"} & {*args.programs}:
-        form, tried = fastest_form(models.baseline, *place)
+        form, tried = fastest_form(
+            models.baseline,
+            pure_jax_decode.forms(row.config),
+            lambda baseline, form: PureJaxDecode(baseline, form, *place),
+            steps,
+        )
+        details = {"form": str(form), "forms_us": tried}
         forms = {"pure_jax": form, "flax_layout": Form(form.attention)}
-        for name in forms.keys() & {*args.programs}:
+        for name in (name for name in forms if name in args.programs):
             programs[name] = functools.partial(PureJaxDecode, models.baseline, forms[name], *place)
-            details[name] = {"form": str(forms[name])}
-        details.get("pure_jax", {})["forms_in_one_layer_us"] = tried
     if "transformers" in args.programs and suits_transformers(row):
         programs["transformers"] = lambda: TransformersDecode(models.transformers, *place)
     compared = compare(programs, args.repeats, steps * row.share)
-    for name, more in details.items():
-        compared[name] |= more
+    if "pure_jax" in compared:
+        compared["pure_jax"] |= details
     return summary(row, start, steps) | with_rates(row, start + steps / 2, compared)
-
-
-def fastest_form(
-    baseline: Baseline, batch: int, start: int, steps: int
-) -> tuple[Form, dict[str, Any]]:
-    """The form in which XLA decodes one layer and the head fastest, and each one's time."""
-    forms = pure_jax_decode.forms(baseline.config)
-    first = baseline.first_layer()
-    form, tried = fastest(forms, lambda form: PureJaxDecode(first, form, batch, start, steps))
-    return form, {name: _per_step(us, steps) for name, us in tried.items()}
-
-
-def _per_step(us: float | str, steps: int) -> float | str:
-    return us if isinstance(us, str) else round(us / steps, 2)
 
 
 def suits_transformers(row: Row) -> bool:

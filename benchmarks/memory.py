@@ -78,8 +78,8 @@ def measure_model(
         result = analysed(row, args.programs)
         if not args.shapes_only and runs_here(row):
             weights = weights or make_weights(row)
-            compared = timed(row, *weights, args)
-            result = merged(row, result, compared)
+            names = [name for name in args.programs if "refused" not in result[name]]
+            result = merged(row, result, timed(row, *weights, names, args))
         print(json.dumps(result), flush=True)
         found.append(result)
         harness.write(args, found, dataclasses.asdict(rates()))
@@ -134,9 +134,13 @@ def analysed(row: Row, programs: Sequence[str]) -> dict[str, Any]:
 
 
 def timed(
-    row: Row, weights: eet_jax.Prepared, baseline: Baseline, args: argparse.Namespace
+    row: Row,
+    weights: eet_jax.Prepared,
+    baseline: Baseline,
+    names: Sequence[str],
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Medians of all programs, alternating, and what the pool has leased for ours."""
+    """Medians of the programs, alternating, and what the pool has leased for ours."""
     steps = steps_per_loop(row.cost.flop, args.loop_seconds)
     place = (row.batch, row.length, steps)
     plan = row.plan
@@ -150,7 +154,7 @@ def timed(
                 for name in ("cudnn", "xla")
             },
         }
-        compared = compare({name: programs[name] for name in args.programs}, args.repeats, steps)
+        compared = compare({name: programs[name] for name in names}, args.repeats, steps)
         if OURS in compared:
             leased = pool.stats().peak
             as_planned = 0 <= leased - planned < 256 * _LEASES

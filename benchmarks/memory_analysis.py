@@ -18,6 +18,9 @@ from eet_jax import DecoderConfig, DecodeState, plan
 from eet_jax.params import is_spec, param_specs
 from eet_jax.positions import rotary_table
 
+MAX_SCORE_BYTES = 1 << 40
+"""Beyond it some versions of XLA end the process."""
+
 
 def ours(row: Row, budget: int | None) -> dict[str, int]:
     """The plan within ``budget``, and what XLA holds beside it.
@@ -42,8 +45,15 @@ def ours(row: Row, budget: int | None) -> dict[str, int]:
 
 
 def pure_jax_bytes(row: Row, form: Form) -> dict[str, int]:
-    """Of the baseline's whole prefill, and of one of its layers beyond input and output."""
+    """Of the baseline's whole prefill, and of one of its layers beyond input and output.
+
+    Raises:
+        ValueError: if it keeps scores larger than XLA's compiler for CPUs can take.
+    """
     config = row.config
+    scores = 4 * row.batch * config.num_heads * row.length**2
+    if form.attention == "xla" and scores > MAX_SCORE_BYTES:
+        raise ValueError(f"the scores alone take {scores / 2**40:g} TiB")
     weights = jax.eval_shape(
         lambda params: pure_jax.make_weights(config, params, form), _params(config)
     )

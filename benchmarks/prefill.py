@@ -21,9 +21,9 @@ from typing import Any
 import harness
 import jax
 import pure_jax_prefill
-from baseline import Baseline
+from baseline import Baseline, fastest_form
 from floors import judged, rated
-from measure import Program, compare, fastest
+from measure import Program, compare
 from prefill_programs import EetPrefill, PureJaxPrefill, steps_per_loop
 from prefill_rows import ROWS, Row
 from random_model import random_params
@@ -74,25 +74,18 @@ def measure(
     if "eet_jax" in args.programs:
         programs["eet_jax"] = lambda: EetPrefill(row.config, weights, *place)
     if "pure_jax" in args.programs:
-        form, tried = fastest_form(baseline, *place)
+        form, tried = fastest_form(
+            baseline,
+            pure_jax_prefill.forms(row.config),
+            lambda baseline, form: PureJaxPrefill(baseline, form, *place),
+            steps,
+        )
         programs["pure_jax"] = functools.partial(PureJaxPrefill, baseline, form, *place)
-        details = {"form": str(form), "forms_in_one_layer_us": tried}
+        details = {"form": str(form), "forms_us": tried}
     compared = compare(programs, args.repeats, steps)
     if details:
         compared["pure_jax"] |= details
     return summary(row, steps) | rated(compared, row.cost) | judged(row.target, row.cost, compared)
-
-
-def fastest_form(
-    baseline: Baseline, batch: int, length: int, steps: int
-) -> tuple[pure_jax_prefill.Form, dict[str, Any]]:
-    """The form in which XLA prefills one layer fastest, and each one's time."""
-    forms = pure_jax_prefill.forms(baseline.config)
-    first = baseline.first_layer()
-    form, tried = fastest(forms, lambda form: PureJaxPrefill(first, form, batch, length, steps))
-    return form, {
-        name: us if isinstance(us, str) else round(us / steps, 2) for name, us in tried.items()
-    }
 
 
 def summary(row: Row, steps: int) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class EetPrefill(Repeated):
         budget: int | None = None,
         pool: BufferPool | None = None,
     ) -> None:
+        self.length = length
         state = eet_jax.init_state(config, batch, length, activation_budget=budget, pool=pool)
         super().__init__(
             eet_prefill(config, batch, length),
@@ -62,11 +63,15 @@ class EetPrefill(Repeated):
         """Of all steps.
 
         Raises:
-            RuntimeError: if logits are not finite.
+            RuntimeError: unless the state holds the prompts, and logits are finite.
         """
         found = super().seconds()
-        if not np.isfinite(np.asarray(self.carry[0])).all():
-            raise RuntimeError("prefill must find finite logits")
+        logits, lengths = np.asarray(self.carry[0]), np.asarray(self.carry[1].lengths)
+        if not np.isfinite(logits).all() or not (lengths == self.length).all():
+            raise RuntimeError(
+                f"prefill must end with {self.length} tokens and finite logits, "
+                f"got lengths {lengths.tolist()}"
+            )
         return found
 
 

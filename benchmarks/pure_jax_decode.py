@@ -22,7 +22,7 @@ def forms(config: DecoderConfig) -> list[Form]:
     """Those that may be the fastest on this device."""
     if jax.default_backend() == "gpu":
         pairs = itertools.product(attentions(config.dtype), ("in_out", "out_in"))
-        return [Form(*pair) for pair in pairs]  # type: ignore[arg-type]
+        return [Form(*pair) for pair in pairs]
     return [
         Form(kernels="in_out"),
         Form(kernels="out_in"),
@@ -117,7 +117,7 @@ def attend(
             v,
             scale=scale,
             key_value_seq_lengths=lengths,
-            implementation=attention,  # type: ignore[arg-type]
+            implementation=attention,
         )[:, 0]
     q = q.reshape(batch, k.shape[1], -1, head_dim)
     scores = jnp.einsum("bkgd,bksd->bkgs", q, k, preferred_element_type=jnp.float32)

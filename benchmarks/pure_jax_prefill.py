@@ -75,5 +75,5 @@ def attend(
         is_causal=True,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
-        implementation=attention,  # type: ignore[arg-type]
+        implementation=attention,
     )
