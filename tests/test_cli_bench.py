@@ -19,7 +19,7 @@ from eet_jax.cli import bandwidth, measuring, plot
 from eet_jax.cli.measuring import Case, Measurement, measure
 from eet_jax.plan import step_read_bytes
 
-QUICK = ["--new-tokens", "4", "--repeats", "1", "--prompt-length", "16", "--bandwidth", "10GB"]
+QUICK = ["--new-tokens", "4", "--repeats", "1", "--prompt-length", "16", "--bandwidth", "1TB"]
 CONFIG = DecoderConfig(**checkpoints.SMALL)
 
 
@@ -65,7 +65,7 @@ def test_json():
     found = json.loads(text)
     cases = [(r["prompt_length"], r["batch"], r["new_tokens"]) for r in found["results"]]
     assert cases == [(24, 1, 4), (24, 2, 4), (16, 1, 4), (16, 2, 4)]
-    assert found["bytes_per_second"] == 10**10
+    assert found["bytes_per_second"] == 10**12
     assert found["parameters"] == 4_885_760
     assert found["dtype"] == "bfloat16"
     assert found["device"] == jax.local_devices()[0].device_kind
@@ -86,7 +86,7 @@ def test_table():
     assert first.split()[:2] == ["1", "16"]
     assert second.split()[:2] == ["2", "16"]
     assert floor.startswith("floor: ")
-    assert floor.endswith("at 10 GB/s")
+    assert floor.endswith("at 1 TB/s")
 
 
 def test_more_than_the_floor_is_explained():
@@ -101,7 +101,7 @@ def test_directory_written_by_transformers(tmp_path):
     # All but the learned positions, and in the middle 18 tokens of each row's cache.
     weights = model.num_parameters() - model.transformer.wpe.weight.numel()
     cache = 2 * 3 * 64 * 2 * 18
-    assert found["results"][0]["floor_seconds"] == pytest.approx(4 * (weights + cache) / 10**10)
+    assert found["results"][0]["floor_seconds"] == pytest.approx(4 * (weights + cache) / 10**12)
 
 
 def test_bandwidth_is_measured(monkeypatch):
