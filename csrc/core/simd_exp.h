@@ -9,8 +9,8 @@ namespace eet {
 
 inline Floats Max(Floats a, Floats b) { return a > b ? a : b; }
 
-// 2^x to about one unit in the last place for x <= 128; 0 where x < -126.5, also for minus infinity,
-// and infinity from 127.5 on.
+// 2^x to about one unit in the last place for x <= 128; 0 where x < -126.5, also for minus
+// infinity, and infinity from 127.5 on.
 inline Floats Exp2(Floats x) {
   constexpr float kRound = 12582912.0f;  // adding 1.5 * 2^23 leaves no bits for a fraction
   constexpr int kExponentBias = 127, kMantissaBits = 23;
