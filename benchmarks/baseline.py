@@ -1,13 +1,9 @@
-"""The baseline's weights, laid out as a form wants them, and the choice of the fastest form."""
+"""The baseline's weights, laid out as a form wants them."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-
 import jax
 import pure_jax
-from measure import Program, fastest
 from pure_jax import Form, Weights
 
 from eet_jax import DecoderConfig
@@ -36,21 +32,3 @@ class Baseline:
         count = min(TRIED_LAYERS, self.config.num_layers)
         layers = jax.tree.map(lambda leaf: leaf[:count], self._params["layers"])
         return Baseline(self.config.replace(num_layers=count), self._params | {"layers": layers})
-
-
-def fastest_form(
-    baseline: Baseline,
-    forms: Sequence[Form],
-    make: Callable[[Baseline, Form], Program],
-    steps: int,
-) -> tuple[Form, dict[str, float | str]]:
-    """The form whose program is fastest, and of each its microseconds per step, or a refusal.
-
-    Args:
-        make: from a few layers and a form to a program of ``steps`` steps.
-    """
-    short = baseline.shortened()
-    form, tried = fastest(forms, functools.partial(make, short))
-    return form, {
-        name: us if isinstance(us, str) else round(us / steps, 2) for name, us in tried.items()
-    }

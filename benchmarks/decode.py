@@ -20,12 +20,11 @@ import harness
 import jax
 import pure_jax_decode
 import transformers_decode
-from baseline import Baseline, fastest_form
-from decode_programs import EetDecode, PureJaxDecode
+from baseline import Baseline
+from decode_programs import EetDecode, PureJaxDecode, PythonLoop
 from decode_rows import ROWS, Row
 from floors import judged, rated
-from measure import Program, compare
-from pure_jax import Form
+from measure import Program, compare, fastest
 from random_model import random_params
 from rates import rates
 from transformers_decode import TransformersDecode
@@ -33,10 +32,14 @@ from transformers_decode import TransformersDecode
 import eet_jax
 from eet_jax.generation import CHUNK_STEPS
 
-PROGRAMS = ("eet_jax", "pure_jax", "flax_layout", "transformers")
-"""Ours; the fastest form of the baseline; that with kernels as Flax stores them; torch"""
+PROGRAMS = ("eet_jax", "pure_jax", "python_loop", "transformers")
+"""Ours; the fastest form of the baseline; its step called from Python; torch"""
 
 MAX_STEPS = 512
+
+CPU_STEPS = {"python_loop": 4, "transformers": 16}
+"""The most steps of a run on a CPU, where these take long. Python drives them, so that a step is as
+fast in a short run as in a long one"""
 
 
 def main(argv: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> None:
@@ -53,11 +56,8 @@ def main(argv: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    on_cpu = jax.default_backend() == "cpu"
     parser = harness.parser(__doc__)
-    harness.add_row_options(parser, loop_seconds=0.2 if on_cpu else 0.1, programs=PROGRAMS)
-    # On a GPU the layout of kernels makes no great difference.
-    parser.set_defaults(programs=[name for name in PROGRAMS if on_cpu or name != "flax_layout"])
+    harness.add_row_options(parser, loop_seconds=0.1, programs=PROGRAMS)
     return parser.parse_args(argv)
 
 
@@ -95,24 +95,29 @@ def measure(row: Row, models: _Models, args: argparse.Namespace) -> dict[str, An
     steps = steps_per_loop(row, args.loop_seconds)
     start = min(row.context + steps // 2, row.config.max_seq_len) - steps
     place = (row.batch, start, steps)
-    programs: dict[str, Callable[[], Program]] = {}
-    details: dict[str, Any] = {}
-    if "eet_jax" in args.programs:
-        programs["eet_jax"] = lambda: EetDecode(row.config, models.ours, *place)
-    if {"pure_jax", "flax_layout"} & {*args.programs}:
-        form, tried = fastest_form(
-            models.baseline,
-            pure_jax_decode.forms(row.config),
-            lambda baseline, form: PureJaxDecode(baseline, form, *place),
-            steps,
+
+    def short(name: str) -> tuple[int, int, int]:
+        on_cpu = jax.default_backend() == "cpu"
+        return row.batch, start, min(steps, CPU_STEPS[name]) if on_cpu else steps
+
+    programs: dict[str, Callable[[], Program]] = {
+        "eet_jax": lambda: EetDecode(row.config, models.ours, *place),
+        "python_loop": lambda: PythonLoop(models.baseline, *short("python_loop")),
+    }
+    if suits_transformers(row):
+        programs["transformers"] = lambda: TransformersDecode(
+            models.transformers, *short("transformers")
         )
-        details = {"form": str(form), "forms_us": tried}
-        forms = {"pure_jax": form, "flax_layout": Form(form.attention)}
-        for name in (name for name in forms if name in args.programs):
-            programs[name] = functools.partial(PureJaxDecode, models.baseline, forms[name], *place)
-    if "transformers" in args.programs and suits_transformers(row):
-        programs["transformers"] = lambda: TransformersDecode(models.transformers, *place)
-    compared = compare(programs, args.repeats, steps * row.share)
+    details: dict[str, Any] = {}
+    if "pure_jax" in args.programs:
+        tried = models.baseline.shortened()
+        form, times = fastest(
+            pure_jax_decode.forms(row.config), lambda form: PureJaxDecode(tried, form, *place)
+        )
+        programs["pure_jax"] = lambda: PureJaxDecode(models.baseline, form, *place)
+        details = {"form": str(form), "forms_us": times}
+    asked = {name: programs[name] for name in args.programs if name in programs}
+    compared = compare(asked, args.repeats, row.share)
     if "pure_jax" in compared:
         compared["pure_jax"] |= details
     return summary(row, start, steps) | with_rates(row, start + steps / 2, compared)
@@ -124,12 +129,8 @@ def suits_transformers(row: Row) -> bool:
 
 
 def steps_per_loop(row: Row, loop_seconds: float) -> int:
-    """As many as the floor lets fit.
-
-    On a GPU a multiple of two chunks, which also keeps the cache's length a multiple of 8; on a
-    CPU, where a step may take a second, of the second smallest chunk.
-    """
-    unit = 4 if jax.default_backend() == "cpu" else 2 * CHUNK_STEPS
+    """As many as the floor lets fit; the cache's length stays a multiple of 8."""
+    unit = 2 * CHUNK_STEPS
     floor = row.cost(row.context).floor_us()
     assert floor is not None
     fit = loop_seconds * 1e6 / (floor * row.share)

@@ -104,3 +104,36 @@ class PureJaxDecode:
 
     def _arguments(self) -> tuple[Any, ...]:
         return *self.fixed, self.cache, self.position, self.steps
+
+
+class PythonLoop:
+    """Pure JAX as it is mostly written: kernels as Flax stores them, a jitted step, and Python."""
+
+    def __init__(self, baseline: Baseline, batch: int, start: int, steps: int) -> None:
+        form = Form()
+        self.fixed = (baseline.config, form, baseline.weights(form))
+        self.positions = [np.int32(start + i) for i in range(steps)]
+        self.tokens = jnp.zeros(batch, jnp.int32)
+        self.cache = pure_jax_decode.make_cache(baseline.config, batch, start + steps, form)
+
+    @property
+    def steps(self) -> int:
+        """Of a run."""
+        return len(self.positions)
+
+    def seconds(self) -> float:
+        """Of all steps."""
+        return timed(self._run)
+
+    def peak_bytes(self) -> int:
+        """Of one step."""
+        arguments = (*self.fixed, self.tokens, self.cache, self.positions[0])
+        return device_bytes(pure_jax_decode.decode_step.lower(*arguments).compile())
+
+    def _run(self) -> Any:
+        for position in self.positions:
+            logits, self.cache = pure_jax_decode.decode_step(
+                *self.fixed, self.tokens, self.cache, position
+            )
+            self.tokens = jnp.argmax(logits, -1).astype(jnp.int32)
+        return self.tokens

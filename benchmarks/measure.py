@@ -18,7 +18,11 @@ _REFUSALS = (RuntimeError, NotImplementedError, ValueError, TypeError, MemoryErr
 
 
 class Program(Protocol):
-    """Work that can be done again and again."""
+    """Work that can be done again and again, in equal steps."""
+
+    @property
+    def steps(self) -> int:
+        """Of which one run consists."""
 
     def seconds(self) -> float:
         """Does it once more, and says how long that took."""
@@ -28,16 +32,16 @@ class Program(Protocol):
 
 
 def compare(
-    programs: Mapping[str, Callable[[], Program]], repeats: int, parts: float
+    programs: Mapping[str, Callable[[], Program]], repeats: int, parts: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Each program's median, spread and memory.
+    """Each program's median and spread per step, and its memory.
 
     A program that cannot be made or run has the reason instead of numbers; only ours must run.
 
     Args:
         programs: by name, what makes them.
         repeats: timed runs of each.
-        parts: by which times are divided: steps of a run, say.
+        parts: by which times are divided further.
     """
     ready: dict[str, Program] = {}
     results: dict[str, dict[str, Any]] = {}
@@ -54,11 +58,12 @@ def compare(
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(repeats):
         for name, program in ready.items():
-            times[name].append(program.seconds() / parts)
+            times[name].append(program.seconds() / program.steps / parts)
     for name, measured in times.items():
         results[name] = {
             "us": median_us(measured),
             "spread_us": spread_us(measured),
+            "steps": ready[name].steps,
             "repeats": repeats,
         } | results[name]
     return results
@@ -67,7 +72,8 @@ def compare(
 def fastest(
     candidates: Sequence[Any], make: Callable[[Any], Program]
 ) -> tuple[Any, dict[str, Any]]:
-    """The candidate whose program is fastest, and of each its microseconds or why it cannot run.
+    """The candidate whose program is fastest, and of each its microseconds per step, or why it
+    cannot run.
 
     A sole candidate is not timed.
     """
@@ -79,7 +85,7 @@ def fastest(
         try:
             program = make(candidate)
             warm_up(program)
-            times[candidate] = median_us([program.seconds() for _ in range(3)])
+            times[candidate] = median_us([program.seconds() / program.steps for _ in range(3)])
         except _REFUSALS as error:
             refused[candidate] = reason(error)
     tried = {str(candidate): found for candidate, found in (times | refused).items()}
@@ -93,7 +99,7 @@ def reason(error: BaseException) -> str:
 
 def warm_up(program: Program) -> None:
     """Compiles; CUDA graphs are captured in the second run."""
-    for _ in range(2):
+    for _ in range(1 if jax.default_backend() == "cpu" else 2):
         program.seconds()
 
 

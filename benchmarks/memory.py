@@ -154,7 +154,7 @@ def timed(
                 for name in ("cudnn", "xla")
             },
         }
-        compared = compare({name: programs[name] for name in names}, args.repeats, steps)
+        compared = compare({name: programs[name] for name in names}, args.repeats)
         if OURS in compared:
             leased = pool.stats().peak
             as_planned = 0 <= leased - planned < 256 * _LEASES

@@ -59,7 +59,7 @@ def measure(row: Any, args: argparse.Namespace) -> dict[str, Any]:
     steps = steps_per_loop(row.cost, args.loop_seconds)
     work = row.make(steps)
     programs = {OURS: work.programs[OURS]} if args.no_baseline else work.programs
-    compared = compare(programs, args.repeats, steps)
+    compared = compare(programs, args.repeats)
     if work.errors is not None and not args.no_errors:
         for name, result in compared.items():
             if "us" in result:

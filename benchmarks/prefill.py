@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import gc
 import itertools
 import json
@@ -21,9 +20,9 @@ from typing import Any
 import harness
 import jax
 import pure_jax_prefill
-from baseline import Baseline, fastest_form
+from baseline import Baseline
 from floors import judged, rated
-from measure import Program, compare
+from measure import Program, compare, fastest
 from prefill_programs import EetPrefill, PureJaxPrefill, steps_per_loop
 from prefill_rows import ROWS, Row
 from random_model import random_params
@@ -74,15 +73,13 @@ def measure(
     if "eet_jax" in args.programs:
         programs["eet_jax"] = lambda: EetPrefill(row.config, weights, *place)
     if "pure_jax" in args.programs:
-        form, tried = fastest_form(
-            baseline,
-            pure_jax_prefill.forms(row.config),
-            lambda baseline, form: PureJaxPrefill(baseline, form, *place),
-            steps,
+        short = baseline.shortened()
+        form, times = fastest(
+            pure_jax_prefill.forms(row.config), lambda form: PureJaxPrefill(short, form, *place)
         )
-        programs["pure_jax"] = functools.partial(PureJaxPrefill, baseline, form, *place)
-        details = {"form": str(form), "forms_us": tried}
-    compared = compare(programs, args.repeats, steps)
+        programs["pure_jax"] = lambda: PureJaxPrefill(baseline, form, *place)
+        details = {"form": str(form), "forms_us": times}
+    compared = compare(programs, args.repeats)
     if details:
         compared["pure_jax"] |= details
     return summary(row, steps) | rated(compared, row.cost) | judged(row.target, row.cost, compared)

@@ -37,14 +37,18 @@ class Form:
         attention: "einsum", or an implementation of ``jax.nn.dot_product_attention``.
         kernels: "in_out", as Flax stores them, or "out_in".
         logits: "float32", as the product's sums are, or "rounded" to the weights' dtype first.
+        hoist: whether XLA may take work on the weights out of a decode loop. For CPUs it takes out
+            their conversion to float32, which doubles what every step reads.
     """
 
     attention: str = "einsum"
     kernels: Literal["in_out", "out_in"] = "in_out"
     logits: Literal["float32", "rounded"] = "float32"
+    hoist: bool = True
 
     def __str__(self) -> str:
-        return f"{self.attention}, kernels {self.kernels}, logits {self.logits}"
+        parts = (self.attention, f"kernels {self.kernels}", f"logits {self.logits}")
+        return ", ".join(parts if self.hoist else (*parts, "nothing hoisted"))
 
 
 def make_weights(config: DecoderConfig, params: Params, form: Form) -> Weights:

@@ -23,11 +23,9 @@ def forms(config: DecoderConfig) -> list[Form]:
     if jax.default_backend() == "gpu":
         pairs = itertools.product(attentions(config.dtype), ("in_out", "out_in"))
         return [Form(*pair) for pair in pairs]
-    return [
-        Form(kernels="in_out"),
-        Form(kernels="out_in"),
-        *([] if config.dtype == "float32" else [Form(kernels="out_in", logits="rounded")]),
-    ]
+    if config.dtype == "float32":
+        return [Form(kernels="in_out"), Form(kernels="out_in")]
+    return [Form(), Form(kernels="out_in", logits="rounded", hoist=False)]
 
 
 def attentions(dtype: str) -> tuple[str, ...]:
@@ -55,7 +53,8 @@ def decode(
 
     def step(i: Any, carry: Any) -> Any:
         tokens, cache = carry
-        logits, cache = decode_step(config, form, weights, tokens, cache, position + i)
+        used = weights if form.hoist else jax.lax.optimization_barrier((weights, tokens))[0]
+        logits, cache = decode_step(config, form, used, tokens, cache, position + i)
         return jnp.argmax(logits, -1).astype(jnp.int32), cache
 
     batch = cache[0][0].shape[0]

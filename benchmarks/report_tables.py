@@ -146,7 +146,7 @@ COLUMNS: dict[str, dict[str, Column]] = {
         "decode step": _decode_step,
         "eet_jax": _ours,
         "pure JAX": _time("pure_jax"),
-        "with Flax's kernels": _time("flax_layout"),
+        "step by step": _time("python_loop"),
         "transformers": _time("transformers"),
         "floor": lambda row: time(row.get("floor_us")),
         **_FLOOR,
