@@ -108,22 +108,21 @@ GPT2: dict[str, Any] = SMALL | {
 
 
 def random_params(config: DecoderConfig, *, seed: int = 0, scale: float = 1.0) -> Params:
-    """Parameters by numpy, norms and biases random too: JAX would compile a program for each.
+    """Of the usual sizes, with norms and biases that matter. In numpy, which compiles nothing.
 
-    ``scale`` is the logits' standard deviation, about.
+    The head, and so the logits, are multiplied by ``scale``.
     """
     rng = np.random.default_rng(seed)
 
-    def leaf(path: Any, spec: Any) -> jax.Array:
+    def draw(path: Any, spec: Any) -> jax.Array:
         name = path[-1].key
-        values = rng.standard_normal(spec.shape)
-        if name == "kernel":
-            values *= (scale if path[0].key == "head" else 1.0) * spec.shape[-1] ** -0.5
-        else:
-            values = (name == "scale") + (0.5 if name == "embedding" else 0.2) * values
+        centre = 1.0 if name == "scale" else 0.0
+        deviation = 0.2 + (spec.shape[-1] ** -0.5 if name == "kernel" else 0.0)
+        noise = rng.standard_normal(spec.shape, np.float32)
+        values = (centre + deviation * noise) * (scale if path[0].key == "head" else 1.0)
         return jax.device_put(values.astype(jnp.dtype(config.param_dtype)))
 
-    return jax.tree_util.tree_map_with_path(leaf, param_specs(config), is_leaf=is_spec)
+    return jax.tree_util.tree_map_with_path(draw, param_specs(config), is_leaf=is_spec)
 
 
 def bits(array: Any) -> np.ndarray:

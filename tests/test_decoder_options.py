@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_decoder
 import pytest
+from checkpoints import random_params
 
 import eet_jax
 from eet_jax.config import DecoderConfig
-from eet_jax.params import is_spec, param_specs
 from eet_jax.prepare import unprepare
 
 OPTIONS = {
@@ -42,18 +42,8 @@ OPTIONS = {
 }
 
 
-def random_params(config):
-    """Of the usual sizes, with norms and biases that matter. In numpy, which compiles nothing."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, spec):
-        name = path[-1].key
-        centre = 1.0 if name == "scale" else 0.0
-        deviation = 0.2 + (spec.shape[-1] ** -0.5 if name == "kernel" else 0.0)
-        noise = rng.standard_normal(spec.shape, np.float32)
-        return jax.device_put((centre + deviation * noise).astype(config.param_dtype))
-
-    return jax.tree_util.tree_map_with_path(draw, param_specs(config), is_leaf=is_spec)
+ABOUT_POSITIONS = ("plain", "learned", "alibi", "partial-rotary", "window", "windows", "soft-caps",
+                   "multi-query")  # fmt: skip
 
 
 @pytest.fixture(params=OPTIONS, scope="module")
@@ -86,9 +76,17 @@ def test_forward(case, implementation):
         assert_logits(got[i, :length], want[i])
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
-def test_prefill_then_decode(case, implementation):
-    config, params, rows, want = case
+def test_prefill_then_decode(case):
+    check_prefill_then_decode(*case, "native")
+
+
+@pytest.mark.parametrize("case", ABOUT_POSITIONS, indirect=True)
+def test_prefill_then_decode_by_references(case):
+    """They compile long, and know of prefill and decode by positions alone."""
+    check_prefill_then_decode(*case, "reference")
+
+
+def check_prefill_then_decode(config, params, rows, want, implementation):
     weights = eet_jax.prepare(config, params)
     state = eet_jax.init_state(config, len(rows))
     steps = 3

@@ -23,7 +23,7 @@ jitted_forward = jax.jit(forward, static_argnums=0)
 @pytest.fixture(scope="module", params=DTYPES)
 def model(request):
     config = CONFIG.replace(dtype=request.param, param_dtype=request.param)
-    return config, eet_jax.prepare(config, checkpoints.random_params(config, scale=4.0))
+    return config, eet_jax.prepare(config, checkpoints.random_params(config))
 
 
 def random_rows(rng, lengths):
@@ -115,10 +115,10 @@ def test_paths_agree_on_greedy_tokens(model):
         ],
         axis=1,
     )[:, :, 0]
-    spread = {"float32": 3e-5, "bfloat16": 0.25, "float16": 0.03}[config.dtype]
+    spread = {"float32": 2e-5, "bfloat16": 0.12, "float16": 0.02}[config.dtype]
     best, second = np.sort(forward, axis=-1)[..., [-1, -2]].transpose(2, 0, 1)
     decided = best - second > 2 * spread
-    assert decided.mean() > 0.7
+    assert decided.mean() > 0.5
     for other in (stepped, prefilled):
         assert np.abs(other - forward).max() < spread
         np.testing.assert_array_equal(other.argmax(-1)[decided], forward.argmax(-1)[decided])

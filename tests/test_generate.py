@@ -133,41 +133,9 @@ def test_sampling_is_reproducible_and_follows_the_seed(params):
     assert rows != eet_jax.generate(CONFIG, params, [prompt] * 3, rng=8, **options).tokens
 
 
-def test_sampling_distribution(params):
-    """First tokens of many rows against the softmax of the forward pass."""
-    rows = 4096
-    temperature = 1.3
-    logits = eet_jax.Decoder(CONFIG).apply({"params": params}, jnp.asarray([PROMPTS[0]]))[0, -1]
-    want = np.asarray(jax.nn.softmax(logits / temperature)).astype(np.float64)
-    state = eet_jax.init_state(CONFIG, rows, 64)
-    out = eet_jax.generate(
-        CONFIG, params, [PROMPTS[0]] * rows, max_new_tokens=1, temperature=temperature, state=state
-    )
-    counts = np.bincount([row[0] for row in out.tokens], minlength=CONFIG.vocab_size)
-    likely = want * rows > 5
-    chi_square = np.sum((counts - want * rows)[likely] ** 2 / (want * rows)[likely])
-    assert chi_square < 2.5 * likely.sum()
-
-
 def test_top_k_one_is_greedy(params, greedy):
     out = eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=20, temperature=3.0, top_k=1)
     assert out.tokens == greedy
-
-
-def test_repetition_penalty_counts_the_prompt(params):
-    """Against the penalty applied by hand, greedily."""
-    decoder = eet_jax.Decoder(CONFIG)
-    penalty = 1.7
-    row = list(PROMPTS[0])
-    for _ in range(12):
-        logits = np.array(decoder.apply({"params": params}, jnp.asarray([row]))[0, -1])
-        seen = np.unique(row)
-        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-        row.append(int(logits.argmax()))
-    out = eet_jax.generate(
-        CONFIG, params, PROMPTS[:1], max_new_tokens=12, repetition_penalty=penalty
-    )
-    assert out.tokens[0] == row[len(PROMPTS[0]) :]
 
 
 def test_logprobs(params, greedy):

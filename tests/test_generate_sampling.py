@@ -27,7 +27,7 @@ COUNT = 20
 @pytest.fixture(scope="module")
 def models():
     """Configs, their parameters, and these in numpy."""
-    params = {name: checkpoints.random_params(c, scale=2.0) for name, c in CONFIGS.items()}
+    params = {name: checkpoints.random_params(c, scale=0.5) for name, c in CONFIGS.items()}
     return {
         name: (CONFIGS[name], tree, jax.tree.map(np.asarray, tree)) for name, tree in params.items()
     }

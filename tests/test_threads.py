@@ -37,7 +37,7 @@ def work(seed):
 
 @pytest.fixture(scope="module")
 def weights():
-    return eet_jax.prepare(CONFIG, checkpoints.random_params(CONFIG, scale=3.0))
+    return eet_jax.prepare(CONFIG, checkpoints.random_params(CONFIG))
 
 
 def test_threads_over_one_pool_generate_what_each_does_alone(weights):
