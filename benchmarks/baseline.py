@@ -29,6 +29,8 @@ class Baseline:
 
     def shortened(self) -> Baseline:
         """The same decoder with its first layers alone, to try forms out."""
-        count = min(TRIED_LAYERS, self.config.num_layers)
-        layers = jax.tree.map(lambda leaf: leaf[:count], self._params["layers"])
-        return Baseline(self.config.replace(num_layers=count), self._params | {"layers": layers})
+        if self.config.num_layers <= TRIED_LAYERS:
+            return self
+        layers = jax.tree.map(lambda leaf: leaf[:TRIED_LAYERS], self._params["layers"])
+        config = self.config.replace(num_layers=TRIED_LAYERS)
+        return Baseline(config, self._params | {"layers": layers})

@@ -58,6 +58,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
     harness.add_row_options(parser, loop_seconds=0.1, programs=PROGRAMS)
+    if jax.default_backend() != "cpu":  # a GPU would wait for Python
+        parser.set_defaults(programs=[name for name in PROGRAMS if name != "python_loop"])
     return parser.parse_args(argv)
 
 

@@ -32,6 +32,9 @@ def make_model(config: DecoderConfig) -> torch.nn.Module:
     import transformers
 
     transformers.utils.logging.set_verbosity(logging.ERROR)
+    torch.compiler.reset()  # what was compiled for the last model holds memory
+    if _device() != "cpu":
+        torch.cuda.empty_cache()
     _, entries = write_config(config)
     entries |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     with torch.device(_device()):

@@ -92,6 +92,12 @@ def test_rates_of_this_device():
     assert floors.Cost(read=found.read).floor_us() == pytest.approx(1e6)
 
 
+def test_a_copy_by_xla_counts_what_is_read_and_written(monkeypatch):
+    monkeypatch.setattr(rates, "COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr(measure.Repeated, "seconds", lambda self: 1e-3 * self.steps)
+    assert rates._gpu_copy() == pytest.approx((1 << 20) / 1e-3)
+
+
 def test_numbers_are_beside_the_floor(h200):
     results = {"eet_jax": {"us": 200.0}, "cudnn": {"refused": "no"}}
     found = floors.rated(results, floors.Cost(read=4.64e8))
