@@ -94,24 +94,33 @@ def their_tokens(model, row: list[int]):
         )
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_full_forward(pair, side):
+def test_full_forward(pair):
     model, config, params = pair
     rows = prompts(config.vocab_size)
-    tokens, mask = padded(rows, side)
+    want = [their_logits(model, row) for row in rows]
     apply = jax.jit(eet_jax.Decoder(config).apply)
-    logits = np.asarray(
-        apply({"params": params}, jnp.asarray(tokens), attention_mask=jnp.asarray(mask))
-    )
-    for i, row in enumerate(rows):
-        np.testing.assert_allclose(
-            logits[i][mask[i] == 1], their_logits(model, row), atol=TOLERANCE, rtol=TOLERANCE
+    for side in ("left", "right"):
+        tokens, mask = padded(rows, side)
+        logits = np.asarray(
+            apply({"params": params}, jnp.asarray(tokens), attention_mask=jnp.asarray(mask))
         )
+        for i in range(len(rows)):
+            np.testing.assert_allclose(
+                logits[i][mask[i] == 1], want[i], atol=TOLERANCE, rtol=TOLERANCE
+            )
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
-def test_prefill_and_decode(pair, implementation):
-    model, config, params = pair
+def test_prefill_and_decode(pair):
+    check_prefill_and_decode(*pair, "native")
+
+
+@pytest.mark.parametrize("pair", [*checkpoints.FAMILIES, "llama-3"], indirect=True)
+def test_prefill_and_decode_by_references(pair):
+    """They compile long; test_decoder_options.py has every option of them."""
+    check_prefill_and_decode(*pair, "reference")
+
+
+def check_prefill_and_decode(model, config, params, implementation):
     rows = prompts(config.vocab_size)
     tokens, mask = padded(rows, "right")
     weights = eet_jax.prepare(config, params)
