@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from eet_jax import models
 from eet_jax.cli import options
 from eet_jax.cli.errors import report
+from eet_jax.cli.interrupt import interruptible_editing
 from eet_jax.cli.loading import load
 from eet_jax.cli.output import progress, stderr, write_pieces
 
@@ -124,21 +124,15 @@ def _lines(model: str) -> Iterator[str]:
     import readline  # noqa: F401  (input() then edits lines and remembers them)
 
     stderr().print(f"Chatting with {model}: /reset forgets, /exit ends.", markup=False)
+    prompt = "> " if sys.stdout.isatty() else ""
     while True:
         try:
-            yield _typed().strip()
+            with interruptible_editing():
+                line = input(prompt)
+            yield line.strip()
         except EOFError:
             sys.stdout.write("\n")
             return
-
-
-def _typed() -> str:
-    """A line from the terminal; Ctrl-C raises, so that the line editor tidies up."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return input("> " if sys.stdout.isatty() else "")
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _answer(conversation: Conversation, text: str) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import typer
 
@@ -17,6 +14,7 @@ from eet_jax.cli.doctor import doctor
 from eet_jax.cli.errors import report
 from eet_jax.cli.generate import generate
 from eet_jax.cli.inspect import inspect
+from eet_jax.cli.interrupt import interruptible
 
 app = typer.Typer(
     help="Transformer decoder inference for JAX and Flax.",
@@ -38,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # The pool takes its memory beside XLA's.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
-        with _interruptible():
+        with interruptible():
             status = app(arguments or ["--help"], prog_name="eet-jax", standalone_mode=False)
             sys.stdout.flush()
     except BrokenPipeError:
@@ -56,23 +54,6 @@ def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [argument for argument in arguments[:end] if argument != "--debug"]
     return options + arguments[end:], len(options) < end
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C ends the process: a KeyboardInterrupt is lost where JAX calls back into Python."""
-    before = signal.signal(signal.SIGINT, _leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _leave(signal_number: int, frame: Any) -> None:
-    del frame
-    if sys.stderr.isatty():
-        os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor, which progress may hide
-    os._exit(128 + signal_number)
 
 
 def _discard_output() -> None:
