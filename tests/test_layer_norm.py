@@ -11,7 +11,19 @@ from jax.sharding import PartitionSpec as P
 
 from xla_ops import layer_norm
 
-SHAPES = [(3, 8), (1, 1), (0, 8), (2, 0), (5, 7), (2, 3, 129), (3, 4096), (2, 65536), (8,)]
+SHAPES = [
+    (3, 8),
+    (1, 1),
+    (0, 8),
+    (2, 0),
+    (5, 7),
+    (2, 3, 129),
+    (3, 4096),
+    (2, 12296),
+    (2, 65536),
+    (1, 140000),
+    (8,),
+]
 
 
 def expected(x, scale, bias, eps=1e-5):

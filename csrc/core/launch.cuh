@@ -37,22 +37,25 @@ inline int ComputeMajor() {
 struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;
+  unsigned cluster_blocks = 1;  // more only with ComputeMajor() == 9
 };
 
 template <typename... Parameters, typename... Arguments>
 void LaunchEarly(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                  const Arguments&... arguments) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {shape.cluster_blocks, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  config.attrs = &early;
+  config.attrs = attributes;
   // Only Hopper's code waits for kernels before it: other GPUs run that of sm_80, which does not.
-  config.numAttrs = ComputeMajor() == 9 ? 1 : 0;
+  if (ComputeMajor() == 9) config.numAttrs = shape.cluster_blocks > 1 ? 2 : 1;
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

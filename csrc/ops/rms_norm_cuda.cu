@@ -1,56 +1,29 @@
-// RMS norm on the GPU. One block per row.
-#include <algorithm>
-
-#include "core/launch.cuh"
-#include "core/reduce.cuh"
-#include "core/vector.cuh"
+// RMS norm on the GPU.
+#include "core/row.cuh"
 #include "ops/rms_norm.h"
 
 namespace eet {
 
-constexpr int kMaxThreads = 512;
-
-// kWidth elements per access: a vector where rows are aligned, else one.
-template <typename T, int kWidth>
-__global__ void __launch_bounds__(kMaxThreads) RmsNormKernel(RmsNormArgs<T> args) {
-  struct alignas(kWidth * sizeof(T)) Pack {
-    T values[kWidth];
-  };
-  const int64_t packs = args.cols / kWidth;
-  const Pack* x = reinterpret_cast<const Pack*>(args.x + blockIdx.x * args.cols);
-  const Pack* scale = reinterpret_cast<const Pack*>(args.scale);
-  Pack* y = reinterpret_cast<Pack*>(args.y + blockIdx.x * args.cols);
-
+template <typename T, class Row>
+__global__ void __launch_bounds__(kRowThreads) RmsNormKernel(RmsNormArgs<T> args) {
   WaitForKernelsBefore();
   LetNextKernelStart();
-  float sum = 0;
-  for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
-    const Pack pack = x[i];
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) sum += float(pack.values[j]) * float(pack.values[j]);
-  }
-  const float inv_rms = rsqrtf(BlockReduce<Sum>(sum) / float(args.cols) + args.eps);
-  for (int64_t i = threadIdx.x; i < packs; i += blockDim.x) {
-    const Pack pack = x[i], factor = scale[i];
-    Pack out;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      out.values[j] = T(RmsNormElement(float(pack.values[j]), float(factor.values[j]), inv_rms));
-    }
-    y[i] = out;
-  }
+  const int64_t offset = Row::Team::Row() * args.cols;
+  Row row(args.x + offset, args.cols);
+  const float square = row.Sum([](float x) { return x * x; }) / float(args.cols);
+  const float inv_rms = rsqrtf(square + args.eps);
+  row.Write(args.y + offset, args.scale, static_cast<const T*>(nullptr),
+            [&](float x, float scale, float) { return RmsNormElement(x, scale, inv_rms); });
 }
 
 template <typename T>
 void RmsNorm(Stream stream, const RmsNormArgs<T>& args) {
   if (args.rows == 0 || args.cols == 0) return;
-  constexpr int kVector = Vector<T>::kSize;
-  const bool aligned = args.cols % kVector == 0 && IsAligned16(args.x) && IsAligned16(args.scale) &&
-                       IsAligned16(args.y);
-  const int64_t packs = aligned ? args.cols / kVector : args.cols;
-  const int threads = int(std::min<int64_t>(kMaxThreads, (packs + 31) / 32 * 32));
-  auto kernel = aligned ? RmsNormKernel<T, kVector> : RmsNormKernel<T, 1>;
-  LaunchEarly(kernel, {.grid = dim3(args.rows), .block = dim3(threads)}, stream, args);
+  const bool aligned = args.cols % Vector<T>::kSize == 0 && IsAligned16(args.x) &&
+                       IsAligned16(args.scale) && IsAligned16(args.y);
+  DispatchRow<T>(args.rows, args.cols, aligned, [&]<class Row>(const LaunchShape& shape) {
+    LaunchEarly(RmsNormKernel<T, Row>, shape, stream, args);
+  });
 }
 
 template void RmsNorm(Stream, const RmsNormArgs<float>&);
