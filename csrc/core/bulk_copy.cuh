@@ -22,6 +22,18 @@ class Barrier {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(Address()) : "memory");
   }
 
+  // Arrives at this barrier of the cluster's block `rank`, which must still be running.
+  __device__ __forceinline__ void ArriveAt(int rank) {
+    asm volatile(
+        "{\n"
+        "  .reg .b32 remote;\n"
+        "  mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "  mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+        "}" ::"r"(Address()),
+        "r"(rank)
+        : "memory");
+  }
+
   // Arrives and announces copies of so many bytes.
   __device__ __forceinline__ void ArriveExpecting(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(Address()),
@@ -80,6 +92,18 @@ __device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap& map,
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared),
       "l"(&map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier.Address())
+      : "memory");
+}
+
+// The same into the shared memory of all blocks of the cluster whose bits `ranks` has, at the same
+// address in each; each block's barrier counts its own bytes.
+__device__ __forceinline__ void CopyBoxToCluster(uint32_t shared, const CUtensorMap& map, int x,
+                                                 int y, int z, int w, Barrier& barrier,
+                                                 uint16_t ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(shared),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier.Address()), "h"(ranks)
       : "memory");
 }
 

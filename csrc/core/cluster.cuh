@@ -6,23 +6,21 @@
 
 namespace eet {
 
-// Blocks per cluster, in the grid of every GPU.
-constexpr int kClusterBlocks = 8;
-
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define EET_CLUSTER
+#define EET_CLUSTER_OF(blocks)
 #else
-#define EET_CLUSTER __cluster_dims__(eet::kClusterBlocks, 1, 1)
+#define EET_CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
 #endif
 
-// The blocks of a kernel declared EET_CLUSTER and launched with kClusterBlocks blocks for each
+// The blocks of a kernel declared EET_CLUSTER_OF(kBlocks) and launched with kBlocks blocks for each
 // item. Blocks whose rank is not below the size have to return at once.
-struct Cluster {
-  static __device__ int Item() { return blockIdx.x / kClusterBlocks; }
-  static __device__ int Rank() { return blockIdx.x % kClusterBlocks; }
+template <int kBlocks>
+struct ClusterOf {
+  static __device__ int Item() { return blockIdx.x / kBlocks; }
+  static __device__ int Rank() { return blockIdx.x % kBlocks; }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  static constexpr int kSize = kClusterBlocks;
+  static constexpr int kSize = kBlocks;
 
   // Waits for all threads of the cluster; what they wrote before is visible after.
   static __device__ void Sync() {
@@ -53,5 +51,12 @@ struct Cluster {
   }
 #endif
 };
+
+// Blocks per cluster that works on a row.
+constexpr int kClusterBlocks = 8;
+
+#define EET_CLUSTER EET_CLUSTER_OF(eet::kClusterBlocks)
+
+using Cluster = ClusterOf<kClusterBlocks>;
 
 }  // namespace eet

@@ -51,10 +51,16 @@ __device__ __forceinline__ void Pin(uint32_t (&registers)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
-// Waits until at most `kPending` groups are under way; `sums` are those of the groups that ended.
+// Waits until at most `kPending` groups are under way: what the others read may be overwritten.
+template <int kPending>
+__device__ __forceinline__ void WaitProducts() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// The same; `sums` are those of the groups that ended.
 template <int kPending, int kCount>
 __device__ __forceinline__ void WaitProducts(float (&sums)[kCount]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+  WaitProducts<kPending>();
   Pin(sums);
 }
 
