@@ -1,4 +1,5 @@
-// Kernels that start while the one in front of them still works (programmatic dependent launch).
+// Launches of kernels, also of such that start while the one in front of them still works
+// (programmatic dependent launch).
 //
 // A kernel launched by LaunchEarly may start as soon as every block of the kernel in front has
 // called LetNextKernelStart or has ended. It calls WaitForKernelsBefore before it touches anything
@@ -7,20 +8,9 @@
 
 #include <cuda_runtime.h>
 
+#include "core/instructions.cuh"
+
 namespace eet {
-
-__device__ __forceinline__ void LetNextKernelStart() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// Returns when all kernels before this one in the stream have ended and what they wrote is visible.
-__device__ __forceinline__ void WaitForKernelsBefore() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // The major compute capability of the current device.
 inline int ComputeMajor() {
@@ -40,6 +30,23 @@ struct LaunchShape {
   unsigned cluster_blocks = 1;  // more only with ComputeMajor() == 9
 };
 
+inline cudaLaunchConfig_t LaunchConfig(const LaunchShape& shape, cudaStream_t stream) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  return config;
+}
+
+// For kernels that are in clusters by declaration, or in none.
+template <typename... Parameters, typename... Arguments>
+void LaunchKernel(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                  const Arguments&... arguments) {
+  const cudaLaunchConfig_t config = LaunchConfig(shape, stream);
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
 template <typename... Parameters, typename... Arguments>
 void LaunchEarly(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                  const Arguments&... arguments) {
@@ -48,11 +55,7 @@ void LaunchEarly(void (*kernel)(Parameters...), const LaunchShape& shape, cudaSt
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {shape.cluster_blocks, 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = shape.grid;
-  config.blockDim = shape.block;
-  config.dynamicSmemBytes = shape.shared_bytes;
-  config.stream = stream;
+  cudaLaunchConfig_t config = LaunchConfig(shape, stream);
   config.attrs = attributes;
   // Only Hopper's code waits for kernels before it: other GPUs run that of sm_80, which does not.
   if (ComputeMajor() == 9) config.numAttrs = shape.cluster_blocks > 1 ? 2 : 1;

@@ -15,7 +15,9 @@ static void LaunchTiles(Stream stream, const AttentionArgs<T>& args,
                         int shared_bytes) {
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   const int64_t blocks = QueryTiles(args, queries) * QueryGroups(args) * args.heads;
-  kernel<<<blocks, threads, shared_bytes, stream>>>(args);
+  LaunchKernel(kernel,
+               {.grid = dim3(blocks), .block = dim3(threads), .shared_bytes = size_t(shared_bytes)},
+               stream, args);
 }
 
 // kDim: head_dim rounded up to a size that there is a kernel for.

@@ -152,8 +152,8 @@ constexpr int kMmaSharedBytes = (kMmaQueries + 2 * kTileKeys) * kDim * 2;
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kMmaThreads) AttentionMmaKernel(AttentionArgs<T> args) {
-  extern __shared__ __align__(128) char shared[];
-  const SharedTile<T, kDim> query_tile{reinterpret_cast<T*>(shared)};
+  extern __shared__ __align__(128) char memory[];
+  const SharedTile<T, kDim> query_tile{reinterpret_cast<T*>(memory)};
   const SharedTile<T, kDim> key_tile{query_tile.data + kMmaQueries * kDim};
   const SharedTile<T, kDim> value_tile{key_tile.data + kTileKeys * kDim};
   __shared__ Query queries[kMmaQueries];

@@ -54,10 +54,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   __syncthreads();
   const int group = Uniform(threadIdx.x / kGroupThreads);
   if (group < Shape::kGroups) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::kManyRegisters));
+    TakeRegisters<Shape::kManyRegisters>();
     Multiplier<Shape>(args, shared, group).Run();
   } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Shape::kFewRegisters));
+    GiveRegisters<Shape::kFewRegisters>();
     const int warp = Uniform(threadIdx.x % kGroupThreads / kWarpSize);
     if (warp == 0) Loader<Shape>(args, maps, shared).Run();
     if (warp == 1) Planner<Shape>(args, shared).Run();
@@ -119,7 +119,9 @@ void Launch(Stream stream, const AttentionArgs<typename Shape::T>& args) {
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   const int items = Stretches(args, Shape::kQueries).Items(args);
   const int blocks = std::min(items, Multiprocessors());
-  kernel<<<blocks, Shape::kThreads, kSharedBytes, stream>>>(args, maps);
+  const LaunchShape shape{
+      .grid = dim3(blocks), .block = dim3(Shape::kThreads), .shared_bytes = kSharedBytes};
+  LaunchKernel(kernel, shape, stream, args, maps);
 }
 
 }  // namespace

@@ -49,11 +49,7 @@ class Loader {
 
  private:
   // Read anew each time: the loader has registers for little else than its place in the rings.
-  static __device__ __forceinline__ int Lane() {
-    int lane;
-    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-    return lane;
-  }
+  static __device__ __forceinline__ int Lane() { return LaneId(); }
 
   __device__ void Load(const Unit& unit) {
     const int last = unit.last_tile, first = last + 1 - unit.tiles();

@@ -17,13 +17,11 @@ struct Turns {
     if (group == Shape::kGroups - 1) Pass();  // the first turn is group 0's
   }
 
-  __device__ __forceinline__ void Wait() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(2 * kGroupThreads) : "memory");
-  }
+  __device__ __forceinline__ void Wait() const { WaitAtBarrier<2 * kGroupThreads>(1 + group); }
 
   __device__ __forceinline__ void Pass() const {
     const int next = group + 1 == Shape::kGroups ? 0 : group + 1;
-    asm volatile("bar.arrive %0, %1;" ::"r"(1 + next), "n"(2 * kGroupThreads) : "memory");
+    ArriveAtBarrier<2 * kGroupThreads>(1 + next);
   }
 };
 

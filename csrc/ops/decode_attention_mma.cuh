@@ -203,15 +203,15 @@ template <typename T, int kDim>
 __global__ void __launch_bounds__(StreamShape<kDim>::kWarps* kWarpSize)
     DecodeMmaKernel(DecodeAttentionArgs<T> args) {
   using Shape = StreamShape<kDim>;
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(128) char memory[];
   LetNextKernelStart();
   WaitForKernelsBefore();
   const SplitBlock block = ThisBlock(args);
   if (block.keys.empty()) return;
   const int warp = threadIdx.x / kWarpSize;
   const int first = block.keys.begin / kStreamKeys * kStreamKeys + warp * kStreamKeys;
-  T* memory = reinterpret_cast<T*>(shared) + warp * Shape::kStages * 2 * Shape::kTile;
-  KeyStream<T, kDim> stream(args, block, first, memory);
+  T* tiles = reinterpret_cast<T*>(memory) + warp * Shape::kStages * 2 * Shape::kTile;
+  KeyStream<T, kDim> stream(args, block, first, tiles);
   const HeadFragments<T, kDim> heads(args, block);
   StreamOutput<kDim> output;
   for (int key = first; key < block.keys.end; key += Shape::kWarps * kStreamKeys) {
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(StreamShape<kDim>::kWarps* kWarpSize)
     AddValues(stream.Values(), scores, output);
     stream.Advance();
   }
-  auto& results = *reinterpret_cast<WarpResults<Shape::kWarps, kDim>*>(shared);
+  auto& results = *reinterpret_cast<WarpResults<Shape::kWarps, kDim>*>(memory);
   __syncthreads();  // the results take the place of all warps' tiles
   WriteResults(output, results);
   __syncthreads();

@@ -216,8 +216,7 @@ class Attender {
     for (int i = (row + 1) * kPieces + lane_; i < Tile::kKeys * kPieces; i += kWarpSize) {
       *reinterpret_cast<uint4*>(values.Piece(i / kPieces, i % kPieces)) = {};
     }
-    // The copy engine writes here next.
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    FenceSharedCopies();  // the copy engine writes here next
     __syncwarp();
   }
 

@@ -70,13 +70,11 @@ __device__ __forceinline__ void Begin(StepBlock<T>& block) {
   uint4* input = reinterpret_cast<uint4*>(block.memory + block.params.memory.input);
   const int pieces = block.params.memory.slab_chunks * batch * (kChunkColumns * 2 / 16);
   for (int i = thread; i < pieces; i += kThreads) input[i] = {};
-  asm volatile("bar.arrive %0, %1;" ::"n"(kBegunBarrier), "n"(kStepThreads) : "memory");
-  asm volatile("bar.sync %0, %1;" ::"n"(kBeginBarrier), "n"(kThreads) : "memory");
+  ArriveAtBarrier<kStepThreads>(kBegunBarrier);
+  WaitAtBarrier<kThreads>(kBeginBarrier);
 }
 
 // For the producer: waits until what Begin brings is there.
-__device__ __forceinline__ void AwaitBegun() {
-  asm volatile("bar.sync %0, %1;" ::"n"(kBegunBarrier), "n"(kStepThreads) : "memory");
-}
+__device__ __forceinline__ void AwaitBegun() { WaitAtBarrier<kStepThreads>(kBegunBarrier); }
 
 }  // namespace eet

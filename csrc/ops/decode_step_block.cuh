@@ -135,6 +135,7 @@ struct StepBlock {
     return static_cast<uint32_t*>(params.args.exchange) + layer * params.exchange.layer + offset;
   }
 
+  // Of those who are done with a phase; it begins at all ones.
   __device__ uint32_t* Counter(int layer, Phase phase) const {
     return static_cast<uint32_t*>(params.args.exchange) + params.exchange.counters +
            (layer * kPhases + int(phase)) * DecodeStepExchange::kCounterStride;

@@ -42,8 +42,8 @@ template <typename T, int kDim, int kSets>
 __global__ void __launch_bounds__(kStepThreads, 1)
     DecodeStepKernel(const __grid_constant__ StepParams<T> params) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(1024) char shared[];
-  StepBlock<T> block(params, shared);
+  extern __shared__ __align__(1024) char memory[];
+  StepBlock<T> block(params, memory);
   const int warp = threadIdx.x / kWarpSize;
   if (threadIdx.x == 0) InitWords(block);
   __syncthreads();
@@ -51,11 +51,11 @@ __global__ void __launch_bounds__(kStepThreads, 1)
   // gives most of its own to the other two: 72 + 2 * 216 = 3 * 168. With more they would wait for
   // ever.
   if (warp < kConsumers) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+    TakeRegisters<216>();
     Begin(block);
     Consume<T, kDim, kSets>(block);
   } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+    GiveRegisters<72>();
     if (warp == kProducer) {
       Producer<T, kDim>(block).Run();
     } else {

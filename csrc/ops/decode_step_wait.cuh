@@ -9,16 +9,10 @@
 
 #include <cstdint>
 
+#include "core/instructions.cuh"
 #include "core/reduce.cuh"
 
 namespace eet {
-
-// Read once: the special registers are slow, and the compiler would read them again and again.
-__device__ __forceinline__ int LaneId() {
-  int lane;
-  asm volatile("mov.u32 %0, %laneid;" : "=r"(lane));
-  return lane;
-}
 
 __device__ __forceinline__ int WarpId() {
   return __shfl_sync(kFullMask, int(threadIdx.x) / kWarpSize, 0);
@@ -26,46 +20,10 @@ __device__ __forceinline__ int WarpId() {
 
 constexpr uint32_t kAbsent = 0xffffffffu;
 
-__device__ __forceinline__ uint32_t LoadRelaxed(const uint32_t* word) {
-  uint32_t value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
-  return value;
-}
-
-__device__ __forceinline__ uint4 LoadRelaxed4(const uint32_t* words) {
-  uint4 values;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(values.x), "=r"(values.y), "=r"(values.z), "=r"(values.w)
-               : "l"(words)
-               : "memory");
-  return values;
-}
-
-__device__ __forceinline__ void StoreRelaxed(uint32_t* word, uint32_t value) {
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ void StoreRelaxed4(uint32_t* words, uint4 values) {
-  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(words), "r"(values.x),
-               "r"(values.y), "r"(values.z), "r"(values.w)
-               : "memory");
-}
-
-// Counts up a counter that began at all ones.
-__device__ __forceinline__ void CountRelaxed(uint32_t* counter) {
-  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-
 __device__ __forceinline__ bool IsThere(uint32_t word) { return word != kAbsent; }
 
 __device__ __forceinline__ bool IsThere(const uint4& words) {
   return IsThere(words.x) && IsThere(words.y) && IsThere(words.z) && IsThere(words.w);
-}
-
-__device__ __forceinline__ int64_t Nanoseconds() {
-  int64_t time;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
-  return time;
 }
 
 // Waits that end. Once one has expired, all others of the block end at once: the step runs on

@@ -1,4 +1,5 @@
 // Cache append on the GPU. One warp per head of a token, for its key and its value.
+#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "core/vector.cuh"
 #include "ops/kv_append.h"
@@ -39,7 +40,7 @@ void KvAppend(Stream stream, const KvAppendArgs<T>& args) {
                        IsAligned16(args.v_new) && IsAligned16(args.k) && IsAligned16(args.v);
   const int64_t blocks = (heads + kWarps - 1) / kWarps;
   auto kernel = aligned ? KvAppendKernel<T, kVector> : KvAppendKernel<T, 1>;
-  kernel<<<blocks, kWarps * kWarpSize, 0, stream>>>(args);
+  LaunchKernel(kernel, {.grid = dim3(blocks), .block = dim3(kWarps * kWarpSize)}, stream, args);
 }
 
 template void KvAppend(Stream, const KvAppendArgs<float>&);

@@ -6,6 +6,7 @@
 // takes which columns depends on the size of the kernel alone, and so do a token's bits.
 #include <algorithm>
 
+#include "core/launch.cuh"
 #include "core/mma.cuh"
 #include "core/vector.cuh"
 #include "ops/linear_decode.cuh"
@@ -184,8 +185,8 @@ static void Launch(Stream stream, const LinearArgs<T, Y>& args) {
   constexpr int kBlockOuts = kOutTiles * kOuts, kBlockTokens = kTokenTiles * kTokens;
   const dim3 grid((args.out + kBlockOuts - 1) / kBlockOuts,
                   (args.rows + kBlockTokens - 1) / kBlockTokens);
-  LinearDecodeKernel<T, Y, kTokenTiles, kOutTiles, kWarps>
-      <<<grid, kWarps * kWarpSize, 0, stream>>>(args);
+  LaunchKernel(LinearDecodeKernel<T, Y, kTokenTiles, kOutTiles, kWarps>,
+               {.grid = grid, .block = dim3(kWarps * kWarpSize)}, stream, args);
 }
 
 // More tokens share what is loaded of the kernel; from 32 on two tiles of outputs share the tokens.

@@ -1,5 +1,6 @@
 // Linear for few rows on the GPU, float32. One warp per pair of adjacent outputs; its lanes deal
 // the columns among themselves four at a time, and fold their sums in a fixed order.
+#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "ops/linear_decode.cuh"
 
@@ -59,7 +60,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
 template <int kTokens, typename Y>
 static void Launch(Stream stream, const LinearArgs<float, Y>& args) {
   const dim3 grid((args.out + 2 * kWarps - 1) / (2 * kWarps), (args.rows + kTokens - 1) / kTokens);
-  LinearDecodeFloatKernel<Y, kTokens><<<grid, kWarps * kWarpSize, 0, stream>>>(args);
+  LaunchKernel(LinearDecodeFloatKernel<Y, kTokens>,
+               {.grid = grid, .block = dim3(kWarps * kWarpSize)}, stream, args);
 }
 
 template <typename Y>

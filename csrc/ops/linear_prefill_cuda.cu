@@ -1,6 +1,7 @@
 // Linear for many rows on the GPU: a library GEMM with as much of the rest fused as the library
 // does, and element-wise kernels for what is left.
 #include "core/cublaslt.h"
+#include "core/launch.cuh"
 #include "core/vector.cuh"
 #include "ops/linear_cuda.h"
 
@@ -33,8 +34,9 @@ __global__ void __launch_bounds__(kThreads) FinishGatedKernel(LinearArgs<T, Y> a
   StoreGated(args, row, 2 * i, float(pair.gate), float(pair.up));
 }
 
-static dim3 Grid(int64_t rows, int64_t cols) {
-  return dim3(unsigned(rows), unsigned((cols + kThreads - 1) / kThreads));
+static LaunchShape Shape(int64_t rows, int64_t cols) {
+  return {.grid = dim3(unsigned(rows), unsigned((cols + kThreads - 1) / kThreads)),
+          .block = dim3(kThreads)};
 }
 
 template <typename T, typename Y>
@@ -63,9 +65,10 @@ static bool MultiplyToScratch(Stream stream, LinearArgs<T, Y> args) {
   if (!LaunchLtProduct(stream, product)) return false;
   args.bias = nullptr;
   if (args.gated) {
-    FinishGatedKernel<<<Grid(args.rows, args.out / 2), kThreads, 0, stream>>>(args);
+    LaunchKernel(FinishGatedKernel<T, Y>, Shape(args.rows, args.out / 2), stream, args);
   } else {
-    FinishOutputsKernel<<<Grid(args.rows, args.out), kThreads, 0, stream>>>(args, args.scratch);
+    LaunchKernel(FinishOutputsKernel<T, Y, T>, Shape(args.rows, args.out), stream, args,
+                 args.scratch);
   }
   return true;
 }
@@ -89,7 +92,7 @@ static bool MultiplyToResult(Stream stream, LinearArgs<T, Y> args) {
   if (!LaunchLtProduct(stream, product)) return false;
   if (args.bias || args.activation != Activation::kNone) {
     const Y* products = args.y;
-    FinishOutputsKernel<<<Grid(args.rows, args.out), kThreads, 0, stream>>>(args, products);
+    LaunchKernel(FinishOutputsKernel<T, Y, Y>, Shape(args.rows, args.out), stream, args, products);
   }
   return true;
 }

@@ -1,4 +1,5 @@
 // Rotary embedding on the GPU. One warp per head of a token.
+#include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "ops/rotary.h"
 
@@ -25,7 +26,8 @@ void Rotary(Stream stream, const RotaryArgs<T>& args) {
   const int64_t heads = args.tokens * args.heads;
   if (heads == 0 || args.head_dim == 0) return;
   const int64_t blocks = (heads + kWarps - 1) / kWarps;
-  RotaryKernel<<<blocks, kWarps * kWarpSize, 0, stream>>>(args);
+  LaunchKernel(RotaryKernel<T>, {.grid = dim3(blocks), .block = dim3(kWarps * kWarpSize)}, stream,
+               args);
 }
 
 template void Rotary(Stream, const RotaryArgs<float>&);

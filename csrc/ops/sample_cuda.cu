@@ -1,4 +1,5 @@
 // Sampling on the GPU: one cluster of blocks per row.
+#include "core/launch.cuh"
 #include "ops/sample_cluster.cuh"
 
 namespace eet {
@@ -22,7 +23,8 @@ __global__ void EET_CLUSTER __launch_bounds__(kSampleThreads, kSampleBlocks)
 void Sample(Stream stream, const SampleArgs& args) {
   if (args.rows == 0) return;
   auto kernel = InVectors(args) ? SampleKernel<4> : SampleKernel<1>;
-  kernel<<<args.rows * kClusterBlocks, kSampleThreads, 0, stream>>>(args);
+  const dim3 grid(args.rows * kClusterBlocks), block(kSampleThreads);
+  LaunchKernel(kernel, {.grid = grid, .block = block}, stream, args);
 }
 
 }  // namespace eet

@@ -5,6 +5,9 @@
 #include <cmath>
 
 #include "core/types.h"
+#ifdef EET_CUDA
+#include "core/instructions.cuh"
+#endif
 
 namespace eet {
 
@@ -12,9 +15,7 @@ constexpr float kLog2E = 1.44269504088896341f;
 
 EET_HOST_DEVICE float Exp2(float x) {
 #ifdef __CUDA_ARCH__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+  return FastExp2(x);
 #else
   return std::exp2(x);
 #endif
