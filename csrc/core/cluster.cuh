@@ -6,14 +6,8 @@
 
 namespace eet {
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define EET_CLUSTER_OF(blocks)
-#else
-#define EET_CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
-#endif
-
-// The blocks of a kernel declared EET_CLUSTER_OF(kBlocks) and launched with kBlocks blocks for each
-// item. Blocks whose rank is not below the size have to return at once.
+// The blocks of a kernel that is launched in clusters of kBlocks blocks, one for each item. Blocks
+// whose rank is not below the size have to return at once.
 template <int kBlocks>
 struct ClusterOf {
   static __device__ int Item() { return blockIdx.x / kBlocks; }
@@ -52,10 +46,14 @@ struct ClusterOf {
 #endif
 };
 
-// Blocks per cluster that works on a row.
+// Blocks per cluster of a kernel declared EET_CLUSTER, in the grid of every GPU.
 constexpr int kClusterBlocks = 8;
 
-#define EET_CLUSTER EET_CLUSTER_OF(eet::kClusterBlocks)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define EET_CLUSTER
+#else
+#define EET_CLUSTER __cluster_dims__(eet::kClusterBlocks, 1, 1)
+#endif
 
 using Cluster = ClusterOf<kClusterBlocks>;
 

@@ -24,6 +24,14 @@ inline int ComputeMajor() {
   return major;
 }
 
+// Of the current device.
+inline int Multiprocessors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
 struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;

@@ -102,13 +102,6 @@ bool MakeMaps(const AttentionArgs<typename Shape::T>& args, AttentionMaps* maps)
                     .box = {Shape::kChunk, 1, kGroupRows, 1}});
 }
 
-int Multiprocessors() {
-  int device = 0, count = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
 template <class Shape>
 void Launch(Stream stream, const AttentionArgs<typename Shape::T>& args) {
   constexpr size_t kSharedBytes = sizeof(AttentionShared<Shape>);

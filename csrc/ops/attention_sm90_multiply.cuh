@@ -1,12 +1,10 @@
 // The warpgroups of attention on Hopper that multiply: 64 queries each.
 #pragma once
 
+#include "core/lanes.cuh"
 #include "ops/attention_sm90_softmax.cuh"
 
 namespace eet {
-
-// As the compiler has to know it: the same in all lanes. Else it runs products one by one.
-__device__ __forceinline__ int Uniform(int value) { return __shfl_sync(kFullMask, value, 0); }
 
 // Warpgroups take turns in starting products; each waits for its turn and passes it on.
 template <class Shape>
@@ -231,20 +229,6 @@ class Multiplier {
 #pragma unroll
     for (int n = kBlocks / 4 * 4; n < kBlocks; ++n) {
       if (valid) reinterpret_cast<uint32_t*>(out)[4 * n + lane] = word(n);
-    }
-  }
-
-  // words[j] of lane l becomes words[l] of lane j, among four lanes.
-  static __device__ __forceinline__ void TransposeFour(uint32_t (&words)[4]) {
-#pragma unroll
-    for (int step = 1; step <= 2; step *= 2) {
-      const bool upper = Lane() & step;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (j & step) continue;
-        const uint32_t other = __shfl_xor_sync(kFullMask, upper ? words[j] : words[j + step], step);
-        (upper ? words[j] : words[j + step]) = other;
-      }
     }
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/bulk_copy.cuh"
+#include "core/ring.cuh"
 #include "core/wgmma.cuh"
 #include "ops/attention.h"
 
@@ -53,19 +54,6 @@ struct AttentionShared {
   Barrier unit_full[kUnitSlots], unit_empty[kUnitSlots];
   Unit units[kUnitSlots];
   uint16_t order[kMaxOrdered];
-};
-
-// A place in a ring and the parity of its barriers.
-template <int kSlots>
-struct RingSlot {
-  int index = 0, parity = 0;
-
-  __device__ __forceinline__ void Advance() {
-    if (++index == kSlots) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
 };
 
 template <class Shape>
