@@ -21,7 +21,7 @@ import jax
 import pure_jax_decode
 import transformers_decode
 from baseline import Baseline
-from decode_programs import EetDecode, PureJaxDecode, PythonLoop
+from decode_programs import EetDecode, PureJaxDecode, PythonLoop, ReadMemory
 from decode_rows import ROWS, Row
 from floors import judged, rated
 from measure import Program, compare, fastest
@@ -32,12 +32,15 @@ from transformers_decode import TransformersDecode
 import eet_jax
 from eet_jax.generation import CHUNK_STEPS
 
-PROGRAMS = ("eet_jax", "pure_jax", "python_loop", "transformers")
-"""Ours; the fastest form of the baseline; its step called from Python; torch"""
+PROGRAMS = ("eet_jax", "pure_jax", "python_loop", "transformers", "memory")
+"""Ours; the fastest form of the baseline; its step called from Python; torch; only reading"""
+
+ON_CPU = ("python_loop", "memory")
+"""A GPU would wait for Python, and its memory's rate is the same in every run"""
 
 MAX_STEPS = 512
 
-CPU_STEPS = {"python_loop": 4, "transformers": 16}
+CPU_STEPS = {"python_loop": 4, "transformers": 16, "memory": 16}
 """The most steps of a run on a CPU, where these take long. Python drives them, so that a step is as
 fast in a short run as in a long one"""
 
@@ -58,8 +61,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = harness.parser(__doc__)
     harness.add_row_options(parser, loop_seconds=0.1, programs=PROGRAMS)
-    if jax.default_backend() != "cpu":  # a GPU would wait for Python
-        parser.set_defaults(programs=[name for name in PROGRAMS if name != "python_loop"])
+    if jax.default_backend() != "cpu":
+        parser.set_defaults(programs=[name for name in PROGRAMS if name not in ON_CPU])
     return parser.parse_args(argv)
 
 
@@ -105,6 +108,7 @@ def measure(row: Row, models: _Models, args: argparse.Namespace) -> dict[str, An
     programs: dict[str, Callable[[], Program]] = {
         "eet_jax": lambda: EetDecode(row.config, models.ours, *place),
         "python_loop": lambda: PythonLoop(models.baseline, *short("python_loop")),
+        "memory": lambda: ReadMemory(step_bytes(row, start, steps), short("memory")[-1]),
     }
     if suits_transformers(row):
         programs["transformers"] = lambda: TransformersDecode(
@@ -139,6 +143,11 @@ def steps_per_loop(row: Row, loop_seconds: float) -> int:
     return unit * max(1, round(min(fit, MAX_STEPS) / unit))
 
 
+def step_bytes(row: Row, start: int, steps: int) -> int:
+    """What a step reads, on average."""
+    return round(row.cost(start + steps / 2).bytes)
+
+
 def summary(row: Row, start: int, steps: int) -> dict[str, Any]:
     """What was measured."""
     return {
@@ -149,7 +158,7 @@ def summary(row: Row, start: int, steps: int) -> dict[str, Any]:
         "dtype": row.config.dtype,
         "per": "step and layer" if row.per_layer else "step",
         "steps": steps,
-        "bytes": round(row.cost(start + steps / 2).bytes),
+        "bytes": step_bytes(row, start, steps),
     }
 
 

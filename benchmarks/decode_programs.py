@@ -15,6 +15,7 @@ from random_model import filled, rewound
 
 import eet_jax
 from eet_jax import DecoderConfig, requests
+from eet_jax.cli.bandwidth import CpuReader
 from eet_jax.generation import CHUNK_SIZES, _decode_chunk, _first
 from xla_ops import Limits
 
@@ -137,3 +138,18 @@ class PythonLoop:
             )
             self.tokens = jnp.argmax(logits, -1).astype(jnp.int32)
         return self.tokens
+
+
+class ReadMemory:
+    """A CPU's floor: as many bytes as a step has to read, read and nothing else."""
+
+    def __init__(self, size: int, steps: int) -> None:
+        self.steps = steps
+        self._reader = CpuReader(size)
+
+    def seconds(self) -> float:
+        """Of all steps."""
+        return timed(lambda: [self._reader.read() for _ in range(self.steps)])
+
+    def peak_bytes(self) -> None:
+        """Of no interest."""

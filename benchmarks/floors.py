@@ -94,8 +94,12 @@ NO_TARGET = Target()
 
 
 def rated(results: Mapping[str, Mapping[str, Any]], cost: Cost) -> dict[str, Any]:
-    """Each program's result with its rate and, of the floor's speed, the percentage it reaches."""
-    floor = cost.floor_us()
+    """Each program's result with its rate and, of the floor's speed, the percentage it reaches.
+
+    The program ``memory``, which only reads, is the floor where it took its turns with the others:
+    machines that are shared read at another rate every minute.
+    """
+    floor = results.get("memory", {}).get("us") or cost.floor_us()
     found: dict[str, Any] = {} if floor is None else {"floor_us": _digits(floor)}
     for name, result in results.items():
         found[name] = dict(result)

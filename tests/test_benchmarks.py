@@ -60,6 +60,17 @@ def test_decode(monkeypatch, tmp_path, capsys):
     assert "llama/float32/2/40" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU's rate is the same every minute")
+def test_the_floor_of_a_cpu_takes_its_turns(monkeypatch, tmp_path):
+    rows = [decode_rows.Row("llama", LLAMA, 2, 40, **HERE)]
+    options = [*QUICK, "--programs", "eet_jax", "memory"]
+    (row,) = run(decode, options, monkeypatch, tmp_path, rows=rows)["results"]
+    assert row["floor_us"] == pytest.approx(row["memory"]["us"], rel=1e-3)
+    assert row["memory"]["percent_of_floor"] == 100.0
+    percent = 100 * row["memory"]["us"] / row["eet_jax"]["us"]
+    assert row["eet_jax"]["percent_of_floor"] == pytest.approx(percent, abs=0.1)
+
+
 def test_decode_beside_transformers(monkeypatch, tmp_path):
     pytest.importorskip("torch")
     rows = [decode_rows.Row("gpt2", GPT2, 2, 40, **HERE)]
