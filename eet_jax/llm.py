@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import jax
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from eet_jax import checkpoint, models, requests
 from eet_jax.checkpoint.files import inside, read_json
+from eet_jax.config import DecoderConfig
 from eet_jax.generation import Run
 from eet_jax.pool import BufferPool
-from eet_jax.prepare import prepare
+from eet_jax.prepare import Prepared, prepare
+from eet_jax.tensor_parallel import shard
 from eet_jax.text import TextRow
 
 
@@ -24,12 +28,15 @@ class LLM:
         model: a Hugging Face directory with `tokenizer.json`, or "eet-tiny", the small model inside
             the package.
         dtype: of weights and computation; the checkpoint's own if None.
-        pool: where generation leases its memory, the default pool if None.
+        pool: where generation leases its memory, the default pool if None; on a mesh a list, of a
+            pool for each device.
+        mesh: of one axis, over whose devices the weights are split as by ``eet_jax.shard``; one
+            device if None. The whole weights are in host memory meanwhile.
         progress: called with the bytes of the weights that have been read, and all of them.
 
     Raises:
         FileNotFoundError: if the directory or one of its files is missing.
-        ValueError: for checkpoints that are not supported.
+        ValueError: for checkpoints that are not supported, and as ``eet_jax.shard``.
     """
 
     def __init__(
@@ -37,13 +44,13 @@ class LLM:
         model: str | Path,
         *,
         dtype: Any = None,
-        pool: BufferPool | None = None,
+        pool: BufferPool | Sequence[BufferPool] | None = None,
+        mesh: Mesh | None = None,
         progress: checkpoint.Progress | None = None,
     ) -> None:
         self.directory = models.resolve(model)
         self.tokenizer = _tokenizer(self.directory / "tokenizer.json")
-        self.config, params = checkpoint.load(self.directory, dtype=dtype, progress=progress)
-        self.weights = prepare(self.config, params, donate=True)
+        self.config, self.weights = _load(self.directory, dtype, mesh, progress)
         self.eos_token_id = _eos(self.directory)
         self._pool = pool
 
@@ -166,6 +173,17 @@ class LLM:
             watch=lambda row, token: rows[row].push(token),
         )
         return rows, run
+
+
+def _load(
+    directory: Path, dtype: Any, mesh: Mesh | None, progress: checkpoint.Progress | None
+) -> tuple[DecoderConfig, Prepared]:
+    if mesh is None:
+        config, params = checkpoint.load(directory, dtype=dtype, progress=progress)
+        return config, prepare(config, params, donate=True)
+    with jax.default_device(jax.devices("cpu")[0]):  # no device of the mesh need hold all of it
+        config, params = checkpoint.load(directory, dtype=dtype, progress=progress)
+        return config, shard(config, params, mesh)
 
 
 def chat_tokenizer(directory: Path) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from eet_jax import checkpoint
 from eet_jax.config import DecoderConfig
@@ -30,13 +33,20 @@ def from_pretrained(directory: str | Path, *, dtype: Any = None) -> tuple[Decode
     return Decoder(config), params
 
 
-def save_pretrained(directory: str | Path, decoder: Any, params: Params | Prepared) -> None:
+def save_pretrained(
+    directory: str | Path,
+    decoder: Any,
+    params: Params | Prepared,
+    *,
+    eos_token_id: int | Sequence[int] | None = None,
+) -> None:
     """Writes a directory that ``from_pretrained`` and transformers load.
 
     Args:
         directory: made if missing.
         decoder: a Decoder, an nnx.Decoder or a DecoderConfig.
         params: the canonical tree, or a ``Prepared`` in the dtype to write.
+        eos_token_id: one id or several, at which ``LLM`` and transformers end a text.
 
     Raises:
         ValueError: if no Hugging Face family can express the config, naming the field.
@@ -44,4 +54,5 @@ def save_pretrained(directory: str | Path, decoder: Any, params: Params | Prepar
     config = decoder if isinstance(decoder, DecoderConfig) else decoder.config
     if isinstance(params, Prepared):
         params = unprepare(config, params)
-    checkpoint.save(directory, config, params)
+    ends = None if eos_token_id is None else np.asarray(eos_token_id, np.int32).tolist()
+    checkpoint.save(directory, config, params, extra_entries={"eos_token_id": ends})

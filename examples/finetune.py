@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import shutil
 import tempfile
 import time
@@ -117,11 +116,9 @@ def train_step(
 
 def save(directory: Path, original: eet_jax.LLM, decoder: eet_jax.Decoder, params: Any) -> None:
     """Writes a directory that ``eet_jax.LLM`` and transformers load."""
-    eet_jax.save_pretrained(directory, decoder, params)
+    eet_jax.save_pretrained(directory, decoder, params, eos_token_id=original.eos_token_id)
     for path in original.directory.glob("tokenizer*"):
         shutil.copy(path, directory)
-    ends = {"eos_token_id": original.eos_token_id}
-    (directory / "generation_config.json").write_text(json.dumps(ends), encoding="utf-8")
     print(f"saved to {directory}")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from tensor_parallel_cases import make_mesh
 
 import eet_jax
 from eet_jax import models
@@ -77,6 +79,23 @@ def test_continuation_equals_transformers(llm):
         want = theirs.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)
     got = ours.generate(PROMPT, max_new_tokens=40)
     assert got == ours.tokenizer.decode(want[0].tolist())[len(PROMPT) :]
+
+
+@pytest.mark.parametrize("ends", [0, [0, np.int64(16)]], ids=["one", "several"])
+def test_saved_model_ends_its_texts(llm, tmp_path, ends):
+    decoder, params = eet_jax.from_pretrained(llm.directory)
+    eet_jax.save_pretrained(tmp_path, decoder, params, eos_token_id=ends)
+    shutil.copy(llm.directory / "tokenizer.json", tmp_path)
+    assert eet_jax.LLM(tmp_path).eos_token_id == np.atleast_1d(ends).tolist()
+
+
+def test_on_a_mesh():
+    split = eet_jax.LLM("eet-tiny", dtype="float32", mesh=make_mesh(2))
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(split.weights)} == {2}
+    whole = eet_jax.LLM("eet-tiny", dtype="float32")
+    assert split.generate(PROMPT, max_new_tokens=24) == whole.generate(PROMPT, max_new_tokens=24)
+    with pytest.raises(ValueError, match="one axis"):
+        eet_jax.LLM("eet-tiny", mesh=jax.make_mesh((1, 1), ("a", "b")))
 
 
 def test_package_size():
