@@ -21,7 +21,7 @@ from eet_jax.config import DecoderConfig
 from eet_jax.layers import run_chunk, run_layers, run_step
 from eet_jax.packing import for_chunks, pack, padded_tokens
 from eet_jax.params import Params
-from eet_jax.prepare import Prepared, prepare
+from eet_jax.prepare import Prepared, arrange
 from eet_jax.state import DecodeState, check_status, reserve
 from eet_jax.tensor_parallel import WHOLE, check_split, over_mesh
 from xla_ops import Tokens
@@ -59,7 +59,7 @@ def prefill(
         TypeError: for tokens that are not ints.
     """
     tokens, lengths = checked_prompt(config, tokens, lengths, state)
-    weights = prepare(config, params)
+    weights = arrange(config, params)
     check_split(weights, state)
     return _prefill(config, weights, tokens, lengths, state, implementation=implementation)
 
@@ -92,7 +92,7 @@ def decode_step(
     """
     check_status(state)
     tokens = checked_tokens(config, tokens, (state.batch,))
-    weights = prepare(config, params)
+    weights = arrange(config, params)
     check_split(weights, state)
     return _decode_step(config, weights, tokens, state, implementation=implementation)
 
@@ -120,7 +120,7 @@ def extend(
     tokens, lengths = checked_prompt(config, tokens, lengths, state)
     if inputs_embeds is not None:
         check_embeds(config, inputs_embeds, tokens.shape)
-    weights = prepare(config, params)
+    weights = arrange(config, params)
     check_split(weights, state)
     return _extend(
         config,

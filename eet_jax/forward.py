@@ -12,7 +12,7 @@ from eet_jax import ends, masks
 from eet_jax.config import DecoderConfig
 from eet_jax.params import Params
 from eet_jax.positions import alibi_slopes, rotary_table
-from eet_jax.prepare import Prepared, prepare
+from eet_jax.prepare import Prepared, arrange
 from xla_ops import AttentionWeights, MlpWeights, attention, linear, mlp, rms_norm, rotary
 
 
@@ -52,7 +52,7 @@ def forward(
         raise ValueError(
             "positions cannot be given with ALiBi, whose biases are distances between tokens"
         )
-    weights = prepare(config, params)
+    weights = arrange(config, params)
     shape = _checked_shape(config, tokens, inputs_embeds)
     order = None
     if attention_mask is not None:

@@ -17,7 +17,7 @@ from eet_jax.config import DecoderConfig
 from eet_jax.decoder import _prefill, decode_embedded, row_limits
 from eet_jax.placement import everywhere
 from eet_jax.pool import BufferPool
-from eet_jax.prepare import Prepared, prepare
+from eet_jax.prepare import Prepared, arrange
 from eet_jax.requests import Request
 from eet_jax.state import DecodeState, check_status, init_state, raise_failure, reserve
 from eet_jax.tensor_parallel import WHOLE, check_split, mesh_of, over_mesh
@@ -130,7 +130,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    run = Run(config, prepare(config, params), request, sampling, pool=pool, state=state)
+    run = Run(config, arrange(config, params), request, sampling, pool=pool, state=state)
     for _ in run.chunks():
         pass
     kept = run.logprobs if requests.wants_logprobs(logprobs) else None

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from eet_jax.config import DecoderConfig
 from eet_jax.params import Params, init_params
-from eet_jax.prepare import Prepared, prepare
+from eet_jax.prepare import Prepared, arrange
 
 
 def partition_specs(config: DecoderConfig, axis: str) -> Prepared:
@@ -31,7 +31,7 @@ def partition_specs(config: DecoderConfig, axis: str) -> Prepared:
     Returns:
         ``Prepared`` of ``jax.sharding.PartitionSpec``, None where the decoder has no such weight.
     """
-    weights = jax.eval_shape(lambda: prepare(config, init_params(config, jax.random.key(0))))
+    weights = jax.eval_shape(lambda: arrange(config, init_params(config, jax.random.key(0))))
     specs = jax.tree.map(lambda _: PartitionSpec(), weights)
     rows, columns = PartitionSpec(None, axis), PartitionSpec(None, None, axis)
     return dataclasses.replace(

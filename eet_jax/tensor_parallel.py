@@ -15,10 +15,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eet_jax.config import DecoderConfig
+from eet_jax.huge_pages import use_huge_pages
 from eet_jax.params import Params
 from eet_jax.partition import partition_specs, repeat_kv_heads
 from eet_jax.placement import axis_of, spec
-from eet_jax.prepare import Prepared, prepare
+from eet_jax.prepare import Prepared, arrange
 from eet_jax.state import SPLIT, DecodeState
 from xla_ops import (
     AttentionWeights,
@@ -57,9 +58,10 @@ def shard(config: DecoderConfig, params: Params, mesh: Mesh) -> Prepared:
     axis = axis_of(mesh)
     config, params = repeat_kv_heads(config, params, mesh.size)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), partition_specs(config, axis))
-    weights = jax.device_put(prepare(config, params), shardings)
+    weights = jax.device_put(arrange(config, params), shardings)
     if config.tie_word_embeddings:
         weights = dataclasses.replace(weights, head=weights.embedding)
+    use_huge_pages(weights)
     return weights
 
 

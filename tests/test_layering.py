@@ -19,7 +19,7 @@ FLOORS = [
     {"arguments", "packing"},
     {"partition", "tensor_parallel", "capacity"},
     {"state", "placement", "plan", "pool", "persistent", "prepare", "masks", "checkpoint"},
-    {"params", "rotary", "models", "compilation"},
+    {"params", "rotary", "models", "compilation", "huge_pages"},
     {"config"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
