@@ -1,4 +1,5 @@
-// Linear for few rows on the host: kernel rows straight from memory, four at a time per thread.
+// Linear for few rows on the host: kernel rows straight from memory, four at a time per thread, or
+// one after the other for a single row.
 #include <algorithm>
 #include <vector>
 
@@ -23,7 +24,12 @@ static void MultiplyBlock(const LinearArgs<T, Y>& args, const Factor<T>* x, int6
   const int64_t outs = std::min<int64_t>(kBlockOuts, args.out - col);
   for (int64_t i = 0; i < outs; i += kTileOuts) {
     const auto kernel = FourRows<T>::Of(args.kernel, args.in, col + i, args.out);
-    DotAllRows(kernel, args.in, args.rows, x, stride, &products[0][i], kBlockOuts, kAheadBytes);
+    float* y = &products[0][i];
+    if (args.rows == 1) {
+      DotOneRow(kernel, args.in, x, y);
+    } else {
+      DotAllRows(kernel, args.in, args.rows, x, stride, y, kBlockOuts, kAheadBytes);
+    }
   }
   for (int64_t row = 0; row < args.rows; ++row) Finish(args, row, col, outs, products[row]);
 }
