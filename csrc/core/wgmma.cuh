@@ -4,29 +4,13 @@
 
 #include <cstdint>
 
+#include "core/swizzle.cuh"
 #include "core/types.h"
 
 namespace eet {
 
 constexpr int kGroupThreads = 128;  // of a warpgroup
 constexpr int kGroupRows = 64;      // of its product
-
-// How a tile lies in shared memory: rows of `kSpan` bytes one after the other, 16-byte pieces
-// permuted within the row as the copy engine's swizzle of that span does it.
-template <int kSpan>
-struct Swizzle {
-  static_assert(kSpan == 32 || kSpan == 64 || kSpan == 128);
-  static constexpr uint64_t kMode = kSpan == 128 ? 1 : kSpan == 64 ? 2 : 3;
-  static constexpr int kAtomBytes = 8 * kSpan;  // eight rows, in which the pattern repeats
-};
-
-// The descriptor of an operand in shared memory. `leading`: bytes from one group of kSpan / 2
-// columns to the next where columns are the product's rows or columns (transposed operands).
-template <int kSpan>
-__device__ __forceinline__ uint64_t OperandAt(uint32_t address, uint32_t leading = 16) {
-  return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{leading >> 4} << 16 |
-         uint64_t{Swizzle<kSpan>::kAtomBytes >> 4} << 32 | Swizzle<kSpan>::kMode << 62;
-}
 
 // Before the first product of a group: what the registers hold is ready.
 __device__ __forceinline__ void StartProducts() {

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,8 +55,8 @@ def pytest_load_initial_conftests() -> None:
     native = _build()
     gpu = _gpu(native)
     _load_cublaslt()
-    _define_ops(native)
-    _answer_for(gpu)
+    define_ops(lambda library: Trampolines(native, library.require("cuda")))
+    answer_for(gpu)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -97,13 +98,14 @@ def _load_cublaslt() -> None:
             ctypes.CDLL(str(library))
 
 
-def _define_ops(native: ctypes.CDLL) -> None:
-    """Imports xla_ops so that each op lowers to its trampoline on the CPU."""
+def define_ops(cpu_library: Callable[[Any], Any]) -> None:
+    """Imports xla_ops so that on the CPU each op lowers to its handler in ``cpu_library``, which
+    is made of the module ``xla_ops._library``."""
     spec = importlib.util.find_spec("xla_ops")
     package = sys.modules["xla_ops"] = importlib.util.module_from_spec(spec)
     # What defines ops comes first, the package with its ops only when that is patched.
     ffi, library = map(importlib.import_module, ("xla_ops._ffi", "xla_ops._library"))
-    cpu = Trampolines(native, library.require("cuda"))
+    cpu = cpu_library(library)
     define_op, platforms = ffi.define_op, tuple(ffi.PLATFORMS)
 
     def define_everywhere(*args: Any, **options: Any) -> Any:
@@ -116,7 +118,7 @@ def _define_ops(native: ctypes.CDLL) -> None:
         spec.loader.exec_module(package)
 
 
-def _answer_for(gpu: Any) -> None:
+def answer_for(gpu: Any) -> None:
     """Lets JAX's devices answer as ``gpu`` does where the persistent kernel is concerned."""
     import xla_ops
 

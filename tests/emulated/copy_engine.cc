@@ -1,0 +1,89 @@
+// Copies of boxes, and how tensor maps are made.
+#include <cstring>
+
+#include "core/bulk_copy.cuh"
+
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank,
+                                void* tensor, const cuuint64_t* sizes, const cuuint64_t* strides,
+                                const cuuint32_t* box, const cuuint32_t* steps,
+                                CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  constexpr int kElementBytes = 2;
+  *map = {};
+  map->tensor = static_cast<const char*>(tensor);
+  map->rank = int(rank);
+  map->span = swizzle == CU_TENSOR_MAP_SWIZZLE_NONE ? 0 : 16 << swizzle;
+  // What the driver's manual asks for.
+  bool valid = rank >= 3 && rank <= 4 && reinterpret_cast<uintptr_t>(tensor) % 16 == 0;
+  for (cuuint32_t i = 0; i < rank; ++i) {
+    const cuuint64_t stride = i == 0 ? kElementBytes : strides[i - 1];
+    valid &= sizes[i] > 0 && sizes[i] <= cuuint64_t{1} << 32 && box[i] > 0 && box[i] <= 256;
+    valid &= steps[i] == 1 && (i == 0 || (stride % 16 == 0 && stride < cuuint64_t{1} << 40));
+    map->sizes[i] = int64_t(sizes[i]);
+    map->strides[i] = int64_t(stride);
+    map->box[i] = int(box[i]);
+  }
+  // Fewer bytes than the span would do, but where they go then is not written anywhere.
+  valid &= map->box[0] * kElementBytes == map->span;
+  return valid ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+namespace eet {
+
+namespace {
+
+struct Box {
+  CUtensorMap map;
+  int first[4];
+
+  int rows() const { return map.box[1] * map.box[2] * (map.rank > 3 ? map.box[3] : 1); }
+  int bytes() const { return rows() * map.span; }
+
+  // A row of the box, with zeros where the tensor has nothing.
+  void Load(int row, char* to) const {
+    std::memset(to, 0, size_t(map.span));
+    int64_t offset = 0;
+    for (int i = 1; i < map.rank; row /= map.box[i++]) {
+      const int64_t at = first[i] + row % map.box[i];
+      if (at < 0 || at >= map.sizes[i]) return;
+      offset += at * map.strides[i];
+    }
+    const int64_t begin = std::max(first[0], 0);
+    const int64_t end = std::min(int64_t{first[0]} + map.box[0], map.sizes[0]);
+    if (begin >= end) return;
+    std::memcpy(to + (begin - first[0]) * 2, map.tensor + offset + begin * 2,
+                size_t(end - begin) * 2);
+  }
+
+  void Store(char* memory, uint32_t address) const {
+    char loaded[128];
+    for (int row = 0; row < rows(); ++row, address += map.span) {
+      Load(row, loaded);
+      for (int i = 0; i < map.span; i += 16) {
+        std::memcpy(memory + emulated::Swizzled(address + i, map.span), loaded + i, 16);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Barrier& barrier,
+              unsigned ranks) {
+  Box box{map, {first[0], first[1], first[2], first[3]}};
+  emulated::Check(shared % 128 == 0, "a box goes to an address that is not a multiple of 128");
+  const uint32_t barrier_address = barrier.Address();
+  const auto& live = emulated::current->block->grid->live;
+  for (size_t rank = 0; rank < live.size(); ++rank) {
+    if (!(ranks >> rank & 1)) continue;
+    emulated::Block& block = *live[rank];
+    emulated::At(block, shared, box.bytes());
+    auto* counter = reinterpret_cast<Barrier*>(emulated::At(block, barrier_address, 8));
+    block.copies.push_back([box, shared, counter, &block] {
+      box.Store(block.memory, shared);
+      counter->Count(block, box.bytes());
+    });
+  }
+}
+
+}  // namespace eet

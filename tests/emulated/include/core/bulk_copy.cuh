@@ -1,0 +1,102 @@
+// core/bulk_copy.cuh, emulated. What a copy brings is there, and counted, at any time after its
+// order.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "core/mma.cuh"
+
+namespace eet {
+
+class Barrier {
+ public:
+  void Init(int arrivals) {
+    expected_ = pending_ = int16_t(arrivals);
+    bytes_ = 0;
+    phase_ = 0;
+  }
+
+  void Arrive() { ArriveIn(*emulated::current->block, this); }
+
+  void ArriveAt(int rank) {
+    emulated::Block& block = *emulated::current->block->grid->live.at(rank);
+    ArriveIn(block, reinterpret_cast<Barrier*>(emulated::At(block, Address(), sizeof(*this))));
+  }
+
+  void ArriveExpecting(int bytes) {
+    bytes_ += bytes;
+    Arrive();
+  }
+
+  bool TryWait(int parity) {
+    if (phase_ == parity) emulated::Yield();
+    return phase_ != parity;
+  }
+
+  void Wait(int parity, emulated::Where where = emulated::Where::current()) {
+    emulated::Check(expected_ > 0, "a barrier in shared memory is not initialised");
+    while (phase_ == parity) emulated::WaitFor("a barrier in shared memory", this, where);
+  }
+
+  uint32_t Address() const { return SharedAddress(this); }
+
+  // For the copy engine.
+  void Count(emulated::Block& block, int bytes) {
+    bytes_ -= bytes;
+    MaybeEnd(block);
+  }
+
+ private:
+  static void ArriveIn(emulated::Block& block, Barrier* barrier) {
+    emulated::Check(barrier->expected_ > 0, "a barrier in shared memory is not initialised");
+    emulated::Check(barrier->pending_ > 0, "too many arrivals at a barrier in shared memory");
+    --barrier->pending_;
+    barrier->MaybeEnd(block);
+  }
+
+  void MaybeEnd(emulated::Block& block) {
+    if (pending_ > 0 || bytes_ != 0) return;
+    pending_ = expected_;
+    phase_ ^= 1;
+    emulated::WakeAll(block, this);
+  }
+
+  int16_t expected_, pending_;  // arrivals
+  int32_t bytes_ : 31;
+  uint32_t phase_ : 1;  // parity
+};
+
+static_assert(sizeof(Barrier) == 8);
+
+inline void FenceBarriers() {}
+inline void FenceSharedCopies() {}
+inline uint64_t ReadOncePolicy() { return 0; }
+
+// A box from `first` on, into the blocks of the cluster that `ranks` has bits of.
+void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Barrier& barrier,
+              unsigned ranks);
+
+// The bit of this block.
+inline unsigned ThisRank() {
+  const auto& live = emulated::current->block->grid->live;
+  return 1u << (std::find(live.begin(), live.end(), emulated::current->block) - live.begin());
+}
+
+inline void CopyBox(uint32_t shared, const CUtensorMap& map, int x, int y, int z, int w,
+                    Barrier& barrier) {
+  OrderBox(shared, map, {x, y, z, w}, barrier, ThisRank());
+}
+
+inline void CopyBoxToCluster(uint32_t shared, const CUtensorMap& map, int x, int y, int z, int w,
+                             Barrier& barrier, uint16_t ranks) {
+  OrderBox(shared, map, {x, y, z, w}, barrier, ranks);
+}
+
+inline void CopyTile(void* shared, const CUtensorMap& map, int chunk, int row, Barrier& barrier,
+                     uint64_t) {
+  OrderBox(SharedAddress(shared), map, {0, row, chunk, 0}, barrier, ThisRank());
+}
+
+}  // namespace eet

@@ -1,0 +1,79 @@
+// core/instructions.cuh, emulated.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace eet {
+
+using emulated::Where;
+
+// Kernels run one after the other.
+inline void LetNextKernelStart() {}
+inline void WaitForKernelsBefore() {}
+
+inline int LaneId() { return emulated::current->lane(); }
+
+// Passes by being looked at: who waits that long lets others work.
+inline int64_t Nanoseconds() {
+  static int64_t time = 0;
+  emulated::Yield();
+  return time += 10'000;
+}
+
+inline float FastExp2(float x) { return std::exp2(x); }
+
+template <int kThreads>
+void WaitAtBarrier(int barrier, Where where = Where::current()) {
+  emulated::WaitAtBarrier(barrier, kThreads, where);
+}
+
+template <int kThreads>
+void ArriveAtBarrier(int barrier) {
+  emulated::ArriveAtBarrier(barrier, kThreads);
+}
+
+template <int kRegisters>
+void GiveRegisters() {}
+
+template <int kRegisters>
+void TakeRegisters() {}
+
+// Others may come between any two accesses, and do now and then.
+inline void LetOthers() {
+  if (emulated::Random() % 16 == 0) emulated::Yield();
+}
+
+inline uint32_t LoadRelaxed(const uint32_t* word) {
+  LetOthers();
+  return *word;
+}
+
+inline uint4 LoadRelaxed4(const uint32_t* words) {
+  LetOthers();
+  return *reinterpret_cast<const uint4*>(words);
+}
+
+inline void StoreRelaxed(uint32_t* word, uint32_t value) {
+  LetOthers();
+  *word = value;
+}
+
+inline void StoreRelaxed4(uint32_t* words, uint4 values) {
+  LetOthers();
+  *reinterpret_cast<uint4*>(words) = values;
+}
+
+inline void CountRelaxed(uint32_t* counter) {
+  LetOthers();
+  ++*counter;
+}
+
+inline uint4 LoadStreamed(const void* pointer, bool valid) {
+  return valid ? *static_cast<const uint4*>(pointer) : uint4{};
+}
+
+inline uint4 LoadReused(const void* pointer, bool valid) { return LoadStreamed(pointer, valid); }
+
+}  // namespace eet
