@@ -14,7 +14,7 @@ namespace eet {
 // row's bits do not depend on its neighbours.
 enum class LinearPath : int64_t {
   kDecode,   // few rows: reads the kernel once at full bandwidth
-  kPrefill,  // many rows: library GEMM on CUDA
+  kPrefill,  // many rows: GEMMs on CUDA
 };
 
 template <typename T, typename Y = T>
@@ -34,7 +34,7 @@ struct LinearArgs {
 template <typename T, typename Y>
 void Linear(Stream stream, const LinearArgs<T, Y>& args);
 
-// Whether a product has to be kept before it is finished.
+// Whether a product may have to be kept before it is finished: Hopper's own kernel keeps none.
 constexpr bool LinearNeedsScratch(LinearPath path, bool gated, bool has_activation,
                                   bool has_residual) {
   return path == LinearPath::kPrefill && (gated || (has_activation && has_residual));

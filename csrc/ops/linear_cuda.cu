@@ -1,6 +1,7 @@
-// Linear on the GPU: streamed for decode, library GEMM for prefill, tiles for odd sizes.
-#include "core/vector.cuh"
-#include "ops/linear_cuda.h"
+// Linear on the GPU: streamed for decode, library GEMM for prefill, tiles for odd sizes; on Hopper
+// a GEMM of our own where the library would need a second pass.
+#include "core/launch.cuh"
+#include "ops/linear_sm90.h"
 
 namespace eet {
 
@@ -14,6 +15,9 @@ void Linear(Stream stream, const LinearArgs<T, Y>& args) {
   } else if (args.path == LinearPath::kDecode) {
     LinearDecode(stream, args);
   } else {
+    if constexpr (sizeof(T) == 2 && std::is_same_v<T, Y>) {
+      if (ComputeMajor() == 9 && LinearSm90Takes(args)) return LinearSm90(stream, args);
+    }
     LinearPrefill(stream, args);
   }
 }

@@ -14,6 +14,13 @@ void LinearTiled(Stream stream, const LinearArgs<T, Y>& args);
 template <typename T, typename Y>
 void LinearDecode(Stream stream, const LinearArgs<T, Y>& args);
 
+// Whether the library's product activates. Its GELU is the tanh one, in an approximation that only
+// 16 bits hide.
+template <typename T>
+constexpr bool LibraryActivates(Activation activation) {
+  return activation == Activation::kRelu || (activation == Activation::kGeluTanh && sizeof(T) == 2);
+}
+
 // Library GEMM; rows of x and kernel are aligned to 16 bytes.
 template <typename T, typename Y>
 void LinearPrefill(Stream stream, const LinearArgs<T, Y>& args);

@@ -74,7 +74,7 @@ static bool MultiplyToScratch(Stream stream, LinearArgs<T, Y> args) {
 }
 
 // The product goes to y. The library adds a residual, and adds a bias and activates where all
-// dtypes are the same; its GELU is the tanh one, in an approximation that only 16 bits hide.
+// dtypes are the same.
 template <typename T, typename Y>
 static bool MultiplyToResult(Stream stream, LinearArgs<T, Y> args) {
   LtProduct product = Product(args);
@@ -83,9 +83,9 @@ static bool MultiplyToResult(Stream stream, LinearArgs<T, Y> args) {
   if constexpr (std::is_same_v<T, Y>) {
     product.bias = args.bias;
     args.bias = nullptr;
-    const bool is_gelu = args.activation == Activation::kGeluTanh && sizeof(T) == 2;
-    if (is_gelu || args.activation == Activation::kRelu) {
-      product.activation = is_gelu ? CUBLASLT_EPILOGUE_GELU : CUBLASLT_EPILOGUE_RELU;
+    if (LibraryActivates<T>(args.activation)) {
+      const bool is_relu = args.activation == Activation::kRelu;
+      product.activation = is_relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_GELU;
       args.activation = Activation::kNone;
     }
   }

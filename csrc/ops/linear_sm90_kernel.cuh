@@ -1,0 +1,87 @@
+// Linear for many rows on Hopper: a persistent kernel, one block per multiprocessor.
+//
+//   * Two groups of four warps multiply tiles of 128 rows and 256 outputs
+//     (linear_sm90_multiply.cuh), their sums in registers, from where an epilogue finishes them
+//     (linear_sm90_epilogue.cuh): a product needs no memory of its own.
+//   * One thread orders tiles from the copy engine into a ring of four stages
+//     (linear_sm90_load.cuh); it is ahead by as many, so the next tile's come while one is
+//     finished.
+//   * Two blocks, a cluster, have the same outputs: each copies half of the kernel's tile into the
+//     shared memory of both, else the second cache could not keep up.
+//
+// Where a kernel has few outputs, tiles of 128 are enough of them for all multiprocessors. The
+// tile follows from the kernel's size alone: a row's bits must not depend on other rows.
+#pragma once
+
+#include <algorithm>
+
+#include "core/launch.cuh"
+#include "core/stream.h"
+#include "core/tensor_map.h"
+#include "ops/linear_sm90_load.cuh"
+#include "ops/linear_sm90_multiply.cuh"
+
+namespace eet {
+
+template <class Shape, class Epilogue>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
+    LinearSm90Kernel(const __grid_constant__ typename Epilogue::Args args,
+                     const __grid_constant__ LinearMaps maps,
+                     const __grid_constant__ LinearTiles tiles) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) char memory[];
+  auto& shared = *reinterpret_cast<LinearShared<Shape>*>(memory);
+  if (threadIdx.x == 0) InitBarriers(shared);
+  LinearCluster::Sync();
+  WaitForKernelsBefore();
+  const int group = Uniform(threadIdx.x / kGroupThreads);
+  if (group < Shape::kGroups) {
+    TakeRegisters<Shape::kManyRegisters>();
+    LinearMultiplier<Shape, Epilogue>(args, tiles, shared, group).Run();
+  } else {
+    GiveRegisters<Shape::kFewRegisters>();
+    if (threadIdx.x % kGroupThreads == 0) LinearLoader<Shape>(maps, tiles, shared).Run();
+  }
+  LinearCluster::Sync();  // the other block still arrives at this one's barriers
+#endif
+}
+
+struct LinearSizes {
+  int64_t rows, in, out;
+};
+
+template <class Shape, class Epilogue>
+void LaunchLinearSm90(Stream stream, const typename Shape::T* x, const typename Shape::T* kernel,
+                      const LinearSizes& sizes, const typename Epilogue::Args& args) {
+  constexpr size_t kSharedBytes = sizeof(LinearShared<Shape>);
+  static_assert(kSharedBytes <= 227 * 1024);
+  const auto make = [&](CUtensorMap* map, const void* matrix, int64_t rows, int box_rows) {
+    return MakeBoxes(map, matrix,
+                     {.sizes = {sizes.in, rows, 1, 1},
+                      .strides = {sizes.in, rows * sizes.in, rows * sizes.in},
+                      .box = {Shape::kCols, box_rows, 1, 1}});
+  };
+  LinearMaps maps;
+  if (!make(&maps.x, x, sizes.rows, Shape::kRows)) return;
+  if (!make(&maps.kernel, kernel, sizes.out, Shape::kPartOuts)) return;
+  const auto run = LinearSm90Kernel<Shape, Epilogue>;
+  cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  const LinearTiles tiles =
+      LinearTiles::Of(sizes.rows, sizes.in, sizes.out, std::type_identity<Shape>{});
+  const int clusters = std::min(tiles.pairs * tiles.strips, Multiprocessors() / kLinearBlocks);
+  const LaunchShape shape{.grid = dim3(clusters * kLinearBlocks),
+                          .block = dim3(Shape::kThreads),
+                          .shared_bytes = kSharedBytes,
+                          .cluster_blocks = kLinearBlocks};
+  LaunchEarly(run, shape, stream, args, maps, tiles);
+}
+
+// What launch returns for the shape of such a kernel's tiles.
+template <typename T, typename F>
+auto WithLinearShape(int64_t out, const F& launch) {
+  constexpr int64_t kManyOuts = 4096;
+  if (out < kManyOuts) return launch(LinearShape<T, 128, 6>{});
+  return launch(LinearShape<T, 256, 4>{});
+}
+
+}  // namespace eet

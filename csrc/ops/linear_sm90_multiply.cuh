@@ -1,0 +1,80 @@
+// The warpgroups of linear on Hopper that multiply, 64 rows each, and finish what they multiplied.
+#pragma once
+
+#include "core/lanes.cuh"
+#include "ops/linear_sm90_shape.cuh"
+
+namespace eet {
+
+// A thread's sums of a tile, as core/wgmma.cuh deals them.
+template <class Shape>
+using LinearSums = float[Shape::kOuts / 2];
+
+// Epilogue(args, row, out) is made before a tile is multiplied, with the thread's first row and the
+// tile's first output, and then called with the sums.
+template <class Shape, class Epilogue>
+class LinearMultiplier {
+ public:
+  __device__ LinearMultiplier(const typename Epilogue::Args& args, const LinearTiles& tiles,
+                              LinearShared<Shape>& shared, int group)
+      : args_(args), tiles_(tiles), shared_(shared), group_(group) {}
+
+  __device__ __forceinline__ void Run() {
+    const int warp = threadIdx.x % kGroupThreads / kWarpSize, lane = threadIdx.x % kWarpSize;
+    const int thread_row = group_ * kGroupRows + warp * 16 + lane / 4;
+    tiles_.ForEach<Shape>([&](int row, int out) {
+      Epilogue epilogue(args_, row + thread_row, out);
+      LinearSums<Shape> sums;
+      Multiply(sums);
+      epilogue(sums);
+    });
+  }
+
+ private:
+  __device__ __forceinline__ void Multiply(LinearSums<Shape>& sums) {
+    Start<false>(sums);
+#pragma unroll 1
+    for (int step = 1; step < tiles_.steps; ++step) {
+      const int before = slot_.index;
+      slot_.Advance();
+      Start<true>(sums);
+      WaitProducts<1>();
+      Release(before);
+    }
+    WaitProducts<0>(sums);
+    Release(slot_.index);
+    slot_.Advance();
+  }
+
+  // Starts sums (+)= x kernel' of a stage. Not to add is a constant: else the compiler keeps the
+  // sums of the tile before.
+  template <bool kAdd>
+  __device__ __forceinline__ void Start(LinearSums<Shape>& sums) {
+    using Step = Product<typename Shape::T, Shape::kOuts>;
+    constexpr int kStepBytes = 16 * Shape::kSpan / Shape::kCols;
+    shared_.full[slot_.index].Wait(slot_.parity);
+    const uint64_t x = OperandAt<Shape::kSpan>(SharedAddress(shared_.x[slot_.index]) +
+                                               group_ * kGroupRows * Shape::kSpan);
+    const uint64_t kernel = OperandAt<Shape::kSpan>(SharedAddress(shared_.kernel[slot_.index]));
+    StartProducts();
+#pragma unroll
+    for (int k = 0; k < Shape::kCols / 16; ++k) {
+      Step::OfRows(sums, x + k * kStepBytes / 16, kernel + k * kStepBytes / 16, kAdd || k > 0);
+    }
+    CommitProducts();
+  }
+
+  // Tells both blocks' loaders, a lane each.
+  __device__ __forceinline__ void Release(int index) {
+    const int lane = threadIdx.x % kWarpSize;
+    if (lane < kLinearBlocks) shared_.empty[index].ArriveAt(lane);
+  }
+
+  const typename Epilogue::Args& args_;
+  const LinearTiles& tiles_;
+  LinearShared<Shape>& shared_;
+  const int group_;
+  RingSlot<Shape::kStages> slot_;
+};
+
+}  // namespace eet

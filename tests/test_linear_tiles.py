@@ -1,0 +1,82 @@
+"""Products of many rows that are finished without a second pass: activations and gates where the
+tiles of a GPU's kernel end. Tiles have 128 rows, in pairs, eight pairs behind each other; 128
+outputs, or 256 where a kernel has 4096; and 64 columns at a time."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_close, float64, random
+from test_linear import activated, expected, operands
+from test_mlp import expected as expected_mlp
+from test_mlp import operands as mlp_operands
+
+from xla_ops import linear, mlp
+from xla_ops._linear import ACTIVATIONS
+
+DTYPES = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+
+# rows, in, out
+SIZES = [
+    (1, 8, 8),
+    (129, 520, 264),
+    (300, 72, 4360),
+    (2300, 8, 136),
+    (128, 64, 4096),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_activation(rng, dtype, size):
+    rows, columns, out = size
+    x, kernel = operands(rng, dtype, (rows,), columns, out)
+    bias = random(rng, (out,), dtype)
+    y = linear(x, kernel, bias, activation="silu", path="prefill")
+    assert_close(y, expected(x, kernel, bias, activation="silu"), scale=4.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("out", [136, 4104])
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
+def test_activation_before_residual(rng, dtype, activation, out):
+    x, kernel = operands(rng, dtype, (70,), 40, out)
+    residual = random(rng, (70, out), dtype)
+    options = {"activation": activation, "residual": residual}
+    y = linear(2 * x, kernel, **options, path="prefill")
+    assert_close(y, expected(2 * x, kernel, **options), scale=4.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [(129, 264, 120), (300, 72, 2184), (2100, 8, 72)], ids=str)
+def test_gate(rng, dtype, size):
+    rows, hidden, inner = size
+    given, arrays = mlp_operands(rng, dtype, (rows,), hidden, inner, gated=True)
+    want = expected_mlp(*given, **arrays, activation="silu", gated=True)
+    assert_close(mlp(*given, **arrays), want, scale=6.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gate_of_many_outputs(rng, dtype, activation):
+    """Down is the identity: the gate's own results."""
+    x, up = operands(rng, dtype, (70,), 40, 4096)
+    inner = activated(activation, float64(x) @ float64(up[::2]).T) * (
+        float64(x) @ float64(up[1::2]).T
+    )
+    chosen = np.arange(40) * 51
+    down = jnp.zeros((40, 2048), dtype).at[np.arange(40), chosen].set(1)
+    y = mlp(x, up, down, activation=activation)
+    assert_close(y, inner[:, chosen], scale=6.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [(520, 264), (72, 4104)], ids=str)
+def test_bits_do_not_depend_on_other_rows(rng, dtype, size):
+    x, kernel = operands(rng, dtype, (300,), *size)
+    options = {"activation": "silu", "path": "prefill"}
+    together = float64(linear(x, kernel, **options))
+    for row in (0, 130, 299):
+        alone = linear(x[row : row + 1], kernel, **options)
+        np.testing.assert_array_equal(together[row], float64(alone)[0])
