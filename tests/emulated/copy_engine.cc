@@ -77,6 +77,7 @@ void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Ba
   for (size_t rank = 0; rank < live.size(); ++rank) {
     if (!(ranks >> rank & 1)) continue;
     emulated::Block& block = *live[rank];
+    emulated::Check(!block.Ended(), "a copy to a block that has ended");
     emulated::At(block, shared, box.bytes());
     auto* counter = reinterpret_cast<Barrier*>(emulated::At(block, barrier_address, 8));
     block.copies.push_back([box, shared, counter, &block] {

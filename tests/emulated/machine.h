@@ -28,7 +28,8 @@
 namespace emulated {
 
 constexpr int kWarpSize = 32, kMostThreads = 1024, kNamedBarriers = 16;
-constexpr int kSharedBytes = 227 << 10;
+constexpr int kSharedBytes = 227 << 10;  // of a block, at most
+constexpr int kGuardBytes = 1024;        // behind them: nobody writes there
 constexpr int kMultiprocessors = 4;
 
 using Where = std::source_location;
@@ -84,7 +85,6 @@ struct NamedBarrier {
   int arrived = 0, expected = 0;
 };
 
-class Slot;
 struct Grid;
 
 struct Block {
@@ -98,6 +98,7 @@ struct Block {
   std::vector<Work> copies;  // ordered from the copy engine
   int running = 0;           // threads that have not ended
 
+  bool Ended() const { return running == 0; }
   bool CanGoOn() const { return !ready.empty() || !copies.empty(); }
 };
 
@@ -110,6 +111,7 @@ struct Grid {
   std::vector<Block*> live;    // that run together: one, a cluster, or all
   int arrived = 0, phase = 0;  // of the cluster's barrier
   std::string problem;         // ends the kernel
+  int64_t time = 1;            // nanoseconds; passes only while nobody does anything
 };
 
 extern Thread* current;

@@ -50,6 +50,7 @@ class Barrier {
 
  private:
   static void ArriveIn(emulated::Block& block, Barrier* barrier) {
+    emulated::Check(!block.Ended(), "an arrival in a block that has ended");
     emulated::Check(barrier->expected_ > 0, "a barrier in shared memory is not initialised");
     emulated::Check(barrier->pending_ > 0, "too many arrivals at a barrier in shared memory");
     --barrier->pending_;

@@ -28,9 +28,10 @@ struct ClusterOf {
 
   template <typename T>
   static const T& Shared(const T& variable, int rank) {
-    const char* anchor = emulated::Cluster(kBlocks).at(rank)->anchor;
+    const emulated::Block& block = *emulated::Cluster(kBlocks).at(rank);
+    emulated::Check(!block.Ended(), "a look into a block that has ended");
     const char* mine = emulated::current->block->anchor;
-    const char* address = reinterpret_cast<const char*>(&variable) + (anchor - mine);
+    const char* address = reinterpret_cast<const char*>(&variable) + (block.anchor - mine);
     return *reinterpret_cast<const T*>(address);
   }
 };
