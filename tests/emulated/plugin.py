@@ -10,7 +10,6 @@ import types
 
 import jax
 import pytest
-
 from cuda_on_cpu import plugin as on_cpu
 from emulated.build import build
 
