@@ -64,6 +64,27 @@ def test_dtypes(rng, dtype, decode, implementation):
     check(rng, EVERYTHING.having(decode=decode), dtype, implementation, scale=5.0)
 
 
+# Sizes whose QKV product one kernel of Hopper's finishes: heads of 64, 128 and 256; tokens that
+# fill tiles of 128, or do not; 4096 outputs and more, or less.
+WIDE_HEADS = {
+    "64": Case(options(scale=0.125), bias=True, hidden=72, head_dim=64, pairs=32, kv_heads=1,
+               group=3, page_size=16, max_pages=10, prefill=((1, 3, 90), (-1, 0, 3), (0, 30, 70))),
+    "64_many": Case(options(scale=0.125), qk_norm=True, hidden=40, head_dim=64, pairs=32,
+                    kv_heads=17, group=2, page_size=16),
+    "128_norm": Case(options(scale=0.09), bias=True, qk_norm=True, hidden=136, head_dim=128,
+                     pairs=64, page_size=24, max_pages=12, prefill=((2, 17, 140), (0, 0, 131))),
+    "128_many": Case(options(scale=0.09), qk_norm=True, hidden=64, head_dim=128, pairs=20,
+                     kv_heads=8, page_size=8, max_pages=20, prefill=((0, 2, 129), (1, 0, 1))),
+    "256": Case(options(scale=0.06), qk_norm=True, hidden=24, head_dim=256, pairs=128, kv_heads=4),
+    "256_few": Case(options(scale=0.06), qk_norm=True, hidden=24, head_dim=256, pairs=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WIDE_HEADS.values(), ids=WIDE_HEADS)
+def test_heads_from_one_kernel(rng, dtype, case):
+    check(rng, case, dtype, "native", scale=5.0)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("decode", PATHS.values(), ids=PATHS)
 def test_padding_attends_to_nothing(rng, dtype, decode, implementation):

@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "core/workspace.h"
 #include "ops/attention.h"
 #include "ops/decode_attention.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
+#include "ops/qkv_append.h"
 #include "ops/rotary_append.h"
 
 namespace eet {
@@ -119,43 +121,58 @@ void Attend(Stream stream, const AttentionBlockArgs<T>& args, const AttentionAct
                                      .causal = true});
 }
 
+// Queries to at.q, keys and values to the cache. A kernel that does it all reads the normed input
+// until the last query is written, so that queries and attention's output change places.
+template <typename T>
+void ProjectHeads(Stream stream, const AttentionBlockArgs<T>& args, AttentionActivations<T>& at) {
+  const AttentionSizes& sizes = args.sizes;
+  const LinearArgs<T> product{.x = at.normed,
+                              .kernel = args.qkv_kernel,
+                              .bias = args.qkv_bias,
+                              .residual = nullptr,
+                              .y = at.qkv,
+                              .scratch = nullptr,
+                              .rows = sizes.tokens,
+                              .in = sizes.hidden,
+                              .out = sizes.qkv_size(),
+                              .activation = Activation::kNone,
+                              .gated = false,
+                              .path = args.path};
+  RotaryAppendArgs<T> append{.qkv = at.qkv,
+                             .q_norm = args.q_norm,
+                             .k_norm = args.k_norm,
+                             .rotary_table = args.rotary_table,
+                             .page_table = args.page_table,
+                             .rows = args.rows,
+                             .positions = args.positions,
+                             .q = at.attended,
+                             .k = args.k,
+                             .v = args.v,
+                             .tokens = sizes.tokens,
+                             .batch = sizes.batch,
+                             .kv_heads = sizes.kv_heads,
+                             .group = sizes.group(),
+                             .head_dim = sizes.head_dim,
+                             .rotary_dim = sizes.rotary_dim,
+                             .pages = sizes.pages,
+                             .page_size = sizes.page_size,
+                             .max_pages = sizes.max_pages,
+                             .eps = args.norm.eps};
+  if (QkvAppend(stream, product, append)) {
+    std::swap(at.q, at.attended);
+    return;
+  }
+  append.q = at.q;
+  Linear(stream, product);
+  RotaryAppend(stream, append);
+}
+
 template <typename T>
 void AttentionBlock(Stream stream, const AttentionBlockArgs<T>& args, Workspace workspace) {
   const AttentionSizes& sizes = args.sizes;
-  const AttentionActivations<T> at(workspace, sizes, args.path);
+  AttentionActivations<T> at(workspace, sizes, args.path);
   Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden);
-  Linear(stream, LinearArgs<T>{.x = at.normed,
-                               .kernel = args.qkv_kernel,
-                               .bias = args.qkv_bias,
-                               .residual = nullptr,
-                               .y = at.qkv,
-                               .scratch = nullptr,
-                               .rows = sizes.tokens,
-                               .in = sizes.hidden,
-                               .out = sizes.qkv_size(),
-                               .activation = Activation::kNone,
-                               .gated = false,
-                               .path = args.path});
-  RotaryAppend(stream, RotaryAppendArgs<T>{.qkv = at.qkv,
-                                           .q_norm = args.q_norm,
-                                           .k_norm = args.k_norm,
-                                           .rotary_table = args.rotary_table,
-                                           .page_table = args.page_table,
-                                           .rows = args.rows,
-                                           .positions = args.positions,
-                                           .q = at.q,
-                                           .k = args.k,
-                                           .v = args.v,
-                                           .tokens = sizes.tokens,
-                                           .batch = sizes.batch,
-                                           .kv_heads = sizes.kv_heads,
-                                           .group = sizes.group(),
-                                           .head_dim = sizes.head_dim,
-                                           .rotary_dim = sizes.rotary_dim,
-                                           .pages = sizes.pages,
-                                           .page_size = sizes.page_size,
-                                           .max_pages = sizes.max_pages,
-                                           .eps = args.norm.eps});
+  ProjectHeads(stream, args, at);
   Attend(stream, args, at);
   Linear(stream, LinearArgs<T>{.x = at.attended,
                                .kernel = args.o_kernel,

@@ -28,13 +28,19 @@ void KvAppend(Stream stream, const KvAppendArgs<T>& args);
 // it has none. Page 0 stands for pages that are not assigned: writing it would race. Args tells
 // where tokens go, as KvAppendArgs does.
 template <typename Args>
-EET_HOST_DEVICE int64_t CacheSlot(const Args& args, int64_t token) {
-  const int64_t row = args.rows[token], position = args.positions[token];
+EET_HOST_DEVICE int64_t CacheSlot(const Args& args, int32_t row, int32_t position) {
   if (row < 0 || row >= args.batch || position < 0) return -1;
   if (position >= args.max_pages * args.page_size) return -1;
-  const int64_t page = args.page_table[row * args.max_pages + position / args.page_size];
+  const uint32_t page_size = uint32_t(args.page_size);  // division of 64 bits takes the GPU long
+  const int64_t place = row * args.max_pages + uint32_t(position) / page_size;
+  const int64_t page = args.page_table[place];
   if (page <= 0 || page >= args.pages) return -1;
-  return page * args.kv_heads * args.page_size + position % args.page_size;
+  return page * args.kv_heads * args.page_size + uint32_t(position) % page_size;
+}
+
+template <typename Args>
+EET_HOST_DEVICE int64_t CacheSlot(const Args& args, int64_t token) {
+  return CacheSlot(args, args.rows[token], args.positions[token]);
 }
 
 }  // namespace eet

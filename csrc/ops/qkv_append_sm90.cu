@@ -1,0 +1,47 @@
+// QKV product, rotation and append on Hopper: linear's kernel with an epilogue of its own.
+#include "core/vector.cuh"
+#include "ops/linear_sm90_kernel.cuh"
+#include "ops/qkv_append.h"
+#include "ops/qkv_append_heads.cuh"
+
+namespace eet {
+
+template <typename T>
+static bool IsAligned(const LinearArgs<T>& product, const RotaryAppendArgs<T>& append) {
+  return product.in % Vector<T>::kSize == 0 && IsAligned16(product.x) &&
+         IsAligned16(product.kernel) && IsAligned16(product.bias) && IsAligned16(append.q_norm) &&
+         IsAligned16(append.k_norm) && IsAligned16(append.rotary_table) && IsAligned16(append.q) &&
+         IsAligned16(append.k) && IsAligned16(append.v);
+}
+
+// Returns false where a tile does not hold whole heads.
+template <int kDim, typename T>
+static bool Launch(Stream stream, const LinearArgs<T>& product, const RotaryAppendArgs<T>& append) {
+  return WithLinearShape<T>(product.out, [&]<class Shape>(Shape) {
+    if constexpr (Shape::kOuts % kDim == 0) {
+      LaunchLinearSm90<Shape, QkvHeads<Shape, kDim>>(
+          stream, product.x, product.kernel,
+          {.rows = product.rows, .in = product.in, .out = product.out},
+          {.bias = product.bias, .out = product.out, .append = append});
+    }
+    return Shape::kOuts % kDim == 0;
+  });
+}
+
+template <typename T>
+bool QkvAppend(Stream stream, const LinearArgs<T>& product, const RotaryAppendArgs<T>& append) {
+  if constexpr (sizeof(T) == 2) {
+    if (ComputeMajor() != 9 || product.path != LinearPath::kPrefill) return false;
+    if (product.in == 0 || !IsAligned(product, append)) return false;
+    if (append.head_dim == 64) return Launch<64>(stream, product, append);
+    if (append.head_dim == 128) return Launch<128>(stream, product, append);
+    if (append.head_dim == 256) return Launch<256>(stream, product, append);
+  }
+  return false;
+}
+
+template bool QkvAppend(Stream, const LinearArgs<float>&, const RotaryAppendArgs<float>&);
+template bool QkvAppend(Stream, const LinearArgs<bfloat16>&, const RotaryAppendArgs<bfloat16>&);
+template bool QkvAppend(Stream, const LinearArgs<float16>&, const RotaryAppendArgs<float16>&);
+
+}  // namespace eet
