@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from block_rows import attention_block_row
 from op_rows import (
     EVERYWHERE,
     HIDDEN_SIZES,
@@ -36,6 +37,7 @@ ROWS: tuple[Row, ...] = (
     *(mlp_row(rows, 4096, 14336) for rows in (1, 16, 4096)),
     mlp_row(4096, 12288, 49152, gated=False),
     *(mlp_row(512, 1024, 3072, **on) for on in _ON_CPU),
+    *(attention_block_row(*prompts, 4096, 32, 8, 128) for prompts in ((32, 128), (1, 4096))),
     *(decode_attention_row(1, context, 32, 8, 128) for context in (32768, 131072)),
     *(decode_attention_row(64, context, 32, 8, 128) for context in (1024, 4096)),
     *(decode_attention_row(batch, 32768, 32, 8, 64) for batch in (1, 16)),
