@@ -23,6 +23,7 @@ class Attender {
 
   // All of a layer's attention that this warp has.
   __device__ void Run(int layer, RingPlace& place) {
+    block_.Trace(layer, Phase::kPartials, StepEvent::kBegan);
     deal_.Deal(layer);
     for (int round = 0; round < deal_.rounds(); ++round) {
       Round(layer, deal_.ItemOfLane(round), place);
@@ -147,6 +148,7 @@ class Attender {
     __syncwarp();
     if (block_.NormsHeads()) NormHeads(layer, item, last, queries, newest);
     if (last && item.first_head == 0) Append(layer, item, newest);
+    block_.Trace(layer, Phase::kPartials, StepEvent::kStaged);
   }
 
   // Norms and rotates the queries, and the token's key where it is there.
@@ -297,6 +299,7 @@ class Attender {
 
   // Leaves the item's result: of head lane / 4 in every lane, after the transposition.
   __device__ void Publish(int layer, const AttentionItem& item, Output& output) {
+    block_.Trace(layer, Phase::kPartials, StepEvent::kMultiplied);
     float factors[2], log_sums[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -336,6 +339,7 @@ class Attender {
     }
     __syncwarp();
     if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kPartials));
+    block_.Trace(layer, Phase::kPartials, StepEvent::kFinished);
   }
 
   StepBlock<T>& block_;

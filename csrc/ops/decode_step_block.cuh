@@ -7,6 +7,7 @@
 #include "core/bulk_copy.cuh"
 #include "core/tensor_map.h"
 #include "ops/decode_step.h"
+#include "ops/decode_step_profile.cuh"
 #include "ops/decode_step_wait.cuh"
 
 namespace eet {
@@ -24,7 +25,6 @@ constexpr int kStepWarps = 12;
 // and values of a head.
 constexpr int kTileRows = 8, kTileChunks = 16;
 constexpr int kTileBytes = kTileRows * kTileChunks * kChunkColumns * 2;
-constexpr int kTilesInFlight = 4;  // more make every round trip through the second cache slower
 constexpr int kMaxStages = 13;
 constexpr int kSumSlots = 8;  // units under way from the consumers to the finishers, at most
 constexpr int kCachedPages = 512;
@@ -67,6 +67,7 @@ struct StepParams {
   DecodeStepArgs<T> args;
   DecodeStepExchange exchange;
   StepMemory memory;
+  EET_STEP_KNOB StepProfile profile = CurrentStepProfile();
 };
 
 // The products of a layer, by the phases that they end in.
@@ -125,6 +126,10 @@ struct StepBlock {
   __device__ const DecodeStepArgs<T>& args() const { return params.args; }
   __device__ const DecodeStepSizes& sizes() const { return params.args.sizes; }
   __device__ int batch() const { return int(params.args.sizes.batch); }
+
+  __device__ __forceinline__ void Trace(int layer, Phase phase, StepEvent event) const {
+    Note(params.profile.moments, layer, phase, event);
+  }
 
   __device__ ProductShare Share(int64_t out, int64_t in) const {
     return ProductShare(out, in, params.memory.slab_chunks);

@@ -99,6 +99,7 @@ class Finisher {
   __device__ __forceinline__ void Count(const ProductShare& share, int layer, Phase phase) {
     __syncwarp();
     if (lane_ == 0 && !share.empty()) CountRelaxed(block_.Counter(layer, phase));
+    block_.Trace(layer, phase, StepEvent::kFinished);
   }
 
   // The lane's word of outputs `at` and the next in a phase's results.
@@ -201,6 +202,7 @@ class Finisher {
           if (valid && at < vocab) logits[at] = sum.x * scale;
           if (valid && at + 1 < vocab) logits[at + 1] = sum.y * scale;
         });
+    block_.Trace(int(args.sizes.layers), Phase::kQkv, StepEvent::kFinished);
   }
 
   __device__ void LoadResidual() {

@@ -39,6 +39,7 @@ class InputSlab {
   // quad. One token's quads are under way together, or those of several tokens: the code that runs
   // is as long as what there is to load, for the warp issues an instruction in about six cycles.
   __device__ __forceinline__ void BringSlab(int first, int count) {
+    if (!block_.params.profile.stages) return;
     const int quads = ((count - warp_ + kConsumers - 1) / kConsumers + 3) / 4;
     const Slab slab = {first, count, quads};
     __syncwarp();  // all lanes have read what was here

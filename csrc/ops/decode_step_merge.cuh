@@ -17,10 +17,12 @@ class Merger {
     const int tasks = deal.tasks(), stride = int(gridDim.x) * kConsumers;
     const int first = warp_ * int(gridDim.x) + int(blockIdx.x);
     if (first >= tasks) return;
+    block_.Trace(layer, Phase::kAttended, StepEvent::kBegan);
     block_.AwaitHint(layer, Phase::kPartials);
     for (int task = first; task < tasks; task += stride) MergeOne(layer, deal.Task(task));
     __syncwarp();
     if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kAttended));
+    block_.Trace(layer, Phase::kAttended, StepEvent::kFinished);
   }
 
  private:
@@ -51,6 +53,7 @@ class Merger {
     };
     block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kPartials));
     __syncwarp();
+    block_.Trace(layer, Phase::kAttended, StepEvent::kStaged);
     float largest = -INFINITY;
 #pragma unroll
     for (int i = 0; i < kMost; ++i) largest = fmaxf(largest, __uint_as_float(logs[i]));

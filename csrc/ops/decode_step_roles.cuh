@@ -60,12 +60,16 @@ __device__ void Consume(StepBlock<T>& block) {
   Attender<T, kDim> attender(block);
   // One call of each, so that the code stays small.
   for (int layer = 0, i = 0;; i = (i + 1) % 4, layer += i == 0) {
-    if (kProducts[i] == Phase::kAttentionOut) attender.Run(layer, place);
+    const bool attends = kProducts[i] == Phase::kAttentionOut && block.params.profile.attends;
+    if (attends) attender.Run(layer, place);
     const ProductStep<T> step = ProductOf(block, layer, kProducts[i]);
     const ProductShare share = block.Share(step.out, step.in);
     if (!share.empty()) {
+      block.Trace(layer, kProducts[i], StepEvent::kBegan);
       slab.Begin(step.input, share);
+      block.Trace(layer, kProducts[i], StepEvent::kStaged);
       multiplier.Run(share, slab, place);
+      block.Trace(layer, kProducts[i], StepEvent::kMultiplied);
     }
     if (layer == layers) return;
   }
@@ -88,7 +92,7 @@ class Producer {
     const CUtensorMap* maps[] = {&params.qkv, &params.o, &params.up, &params.down};
     const int layers = int(sizes.layers);
     for (int layer = 0, i = 0; layer < layers || i == 0; i = (i + 1) % 4, layer += i == 0) {
-      if (i == 1) Cache(layer);
+      if (i == 1 && params.profile.attends) Cache(layer);
       const bool head = layer == layers;
       const ProductStep<T> step = ProductOf(block_, layer, kProducts[i]);
       if (lane_ == 0) {
@@ -117,7 +121,8 @@ class Producer {
   template <typename F>
   __device__ __forceinline__ void Order(int bytes, F&& copy) {
     // Never more than the ring holds: a place is waited for before it is given again.
-    if (under_way_ == min(kTilesInFlight, block_.params.memory.stages)) AwaitOldest();
+    const StepParams<T>& params = block_.params;
+    if (under_way_ == min(params.profile.tiles_in_flight, params.memory.stages)) AwaitOldest();
     Barrier& empty = block_.words.empty[next_.stage];
     if (!empty.TryWait(next_.parity ^ 1)) {
       block_.watch.Until([&] { return empty.TryWait(next_.parity ^ 1); }, StepBlock<T>::kStageWait);
@@ -241,11 +246,12 @@ class Lookout {
   __device__ void Await(int layer, Phase phase, int arrivals) {
     const int what = block_.What(layer, phase);
     if (lane_ == 0) {
-      const int enough = arrivals - arrivals / 4;
+      const int enough = arrivals - arrivals / block_.params.profile.early_part;
       const uint32_t* counter = block_.Counter(layer, phase);
       block_.watch.Until([&] { return int(LoadRelaxed(counter) + 1) >= enough; }, what);
       block_.words.hints = what + 1;
     }
+    block_.Trace(layer, phase, StepEvent::kReported);
     __syncwarp();
   }
 

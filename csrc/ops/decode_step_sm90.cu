@@ -131,7 +131,7 @@ void DecodeStep(Stream stream, const DecodeStepArgs<T>& args) {
                        .exchange = DecodeStepExchange(args.sizes),
                        .memory = Divide(args.sizes, norm_rows, grid, gpu.shared_bytes)};
   if (!MakeMaps(params)) return;
-  cudaMemsetAsync(args.exchange, 0xff, params.exchange.bytes(), stream);
+  cudaMemsetAsync(args.exchange, params.profile.exchange_fill, params.exchange.bytes(), stream);
   switch (args.sizes.head_dim) {
     case 64:
       return LaunchDecodeStep<T, 64>(stream, params, grid);
