@@ -86,10 +86,11 @@ void Slot::Serve() {
 
 void Slot::Slice() {
   const std::string& problem = block_.grid->problem;
+  const uint64_t copy_time = 4 << Random() % 4 * 4;  // steps: from at once to when nobody can go on
   fruitful_ = false;
   size_t in_vain = 0;
   for (int left = 256 + Random() % 1024; left > 0 && problem.empty(); --left) {
-    if (!block_.copies.empty() && (block_.ready.empty() || Random() % 8 == 0)) {
+    if (!block_.copies.empty() && (block_.ready.empty() || Random() % copy_time == 0)) {
       Copy();
       fruitful_ = true;
     }
