@@ -2,26 +2,10 @@
 #pragma once
 
 #include "core/lanes.cuh"
+#include "core/turns.cuh"
 #include "ops/attention_sm90_softmax.cuh"
 
 namespace eet {
-
-// Warpgroups take turns in starting products; each waits for its turn and passes it on.
-template <class Shape>
-struct Turns {
-  int group;
-
-  __device__ __forceinline__ void Begin() const {
-    if (group == Shape::kGroups - 1) Pass();  // the first turn is group 0's
-  }
-
-  __device__ __forceinline__ void Wait() const { WaitAtBarrier<2 * kGroupThreads>(1 + group); }
-
-  __device__ __forceinline__ void Pass() const {
-    const int next = group + 1 == Shape::kGroups ? 0 : group + 1;
-    ArriveAtBarrier<2 * kGroupThreads>(1 + next);
-  }
-};
 
 template <class Shape>
 class Multiplier {
@@ -234,7 +218,7 @@ class Multiplier {
 
   const AttentionArgs<T>& args_;
   AttentionShared<Shape>& shared_;
-  const Turns<Shape> turns_;
+  const Turns<Shape::kGroups> turns_;  // in starting products
   const int group_;
   const uint64_t queries_;
   RingSlot<Shape::kStages> key_slot_, value_slot_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/lanes.cuh"
+#include "core/turns.cuh"
 #include "ops/linear_sm90_shape.cuh"
 
 namespace eet {
@@ -17,16 +18,19 @@ class LinearMultiplier {
  public:
   __device__ LinearMultiplier(const typename Epilogue::Args& args, const LinearTiles& tiles,
                               LinearShared<Shape>& shared, int group)
-      : args_(args), tiles_(tiles), shared_(shared), group_(group) {}
+      : args_(args), tiles_(tiles), shared_(shared), group_(group), turns_{group} {}
 
   __device__ __forceinline__ void Run() {
     const int warp = threadIdx.x % kGroupThreads / kWarpSize, lane = threadIdx.x % kWarpSize;
     const int thread_row = group_ * kGroupRows + warp * 16 + lane / 4;
+    turns_.Begin();
     tiles_.ForEach<Shape>([&](int row, int out) {
       Epilogue epilogue(args_, row + thread_row, out);
       LinearSums<Shape> sums;
       Multiply(sums);
+      turns_.Wait();
       epilogue(sums);
+      turns_.Pass();
     });
   }
 
@@ -74,6 +78,7 @@ class LinearMultiplier {
   const LinearTiles& tiles_;
   LinearShared<Shape>& shared_;
   const int group_;
+  const Turns<Shape::kGroups> turns_;  // in finishing
   RingSlot<Shape::kStages> slot_;
 };
 
