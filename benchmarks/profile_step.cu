@@ -60,6 +60,9 @@ double ReadBytes(const DecodeStepSizes& sizes, int64_t context, bool attends) {
 // Of one step, the median of some runs of a graph of several.
 double Microseconds(cudaStream_t stream, const DecodeStepArgs<bfloat16>& step) {
   constexpr int kSteps = 8, kRuns = 9;
+  DecodeStep(stream, step);  // loads the kernel, which may not be done while capturing
+  Check();
+  Check(cudaStreamSynchronize(stream));
   cudaGraph_t graph;
   cudaGraphExec_t steps;
   Check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));

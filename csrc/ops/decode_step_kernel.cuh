@@ -31,6 +31,8 @@
 //
 // Within a block eight consumer warps multiply and attend, a producer orders tiles, finishers add
 // the consumers' sums and finish outputs, and a lookout watches the phases' counters.
+//
+// benchmarks/profile_step.py shows what each phase waits for (decode_step_profile.cuh).
 #pragma once
 
 #include "ops/decode_step_launch.cuh"
