@@ -38,7 +38,7 @@ class QkvHeads {
     AddBias<Shape>(args_.bias, out_, args_.out, sums);
     LinearWords<Shape> words;  // rounded to T, as a product of its own would be
     Pack<Shape>(sums, words);
-    Pin(words);
+    Pin(words);  // here and below: the compiler would keep them as floats as well
     if (append_.q_norm || append_.k_norm) Normalize(words);
     if (append_.rotary_table) Rotate(words);
     Store(slots, words);
