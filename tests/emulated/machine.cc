@@ -47,13 +47,16 @@ void Begin(Grid& grid, unsigned first, unsigned count) {
   }
 }
 
-// Whose turn it is; none if nobody can go on.
+// Whose turn it is; none if nobody can go on. For a while one of them is slow.
 Slot* Draw(const Grid& grid) {
+  static size_t slow = 0;
+  if (Random() % 64 == 0) slow = Random() % grid.live.size();
   std::vector<size_t> able;
   for (size_t i = 0; i < grid.live.size(); ++i) {
-    if (grid.live[i]->CanGoOn()) able.push_back(i);
+    if (grid.live[i]->CanGoOn() && (i != slow || Random() % 16 == 0)) able.push_back(i);
   }
-  return able.empty() ? nullptr : &SlotAt(able[Random() % able.size()]);
+  if (!able.empty()) return &SlotAt(able[Random() % able.size()]);
+  return slow < grid.live.size() && grid.live[slow]->CanGoOn() ? &SlotAt(slow) : nullptr;
 }
 
 // Who waits where, in as few words as there are places.
