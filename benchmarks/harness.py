@@ -131,7 +131,17 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of the sources, marked if they differ from it; None outside of git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    # Results written before this one are no sources.
+    changed = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
+    )
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _git(*arguments: str) -> str | None:
+    """What a git command prints, if there is git and it prints anything."""
+    command = ["git", "-C", str(ROOT), *arguments]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
