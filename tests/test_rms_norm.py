@@ -4,26 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close, custom_calls, float64, mesh, random
+from conftest import NORM_SHAPES, assert_close, custom_calls, float64, mesh, random
 from jax.sharding import PartitionSpec as P
 
 from xla_ops import rms_norm
 from xla_ops._rms_norm import rms_norm_reference
-
-SHAPES = [
-    (3, 8),
-    (1, 1),
-    (0, 8),
-    (2, 0),
-    (5, 7),
-    (2, 3, 129),
-    (4, 1000),
-    (3, 4096),
-    (2, 12296),
-    (2, 65536),
-    (1, 140000),
-    (8,),
-]
 
 
 def expected(x, scale, eps):
@@ -31,7 +16,7 @@ def expected(x, scale, eps):
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * scale
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", NORM_SHAPES, ids=str)
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
 @pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
