@@ -26,10 +26,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 TOLERANCE = {"float32": 2e-6, "bfloat16": 8e-3, "float16": 1e-3}
 
 
-# What norms run on: odd and empty ones, and rows held by a block, by a cluster and by neither.
+# What norms run on: odd and empty ones, and rows of every kind: held by a block; on their way
+# through one, two and four blocks, with a short last chunk, with shares of other sizes, several for
+# a block, full ones; too large for that.
 NORM_SHAPES = [
     *[(3, 8), (1, 1), (0, 8), (2, 0), (5, 7), (2, 3, 129), (8,)],
-    *[(4, 1000), (3, 4096), (2, 12296), (2, 65536), (1, 140000)],
+    *[(4, 1000), (3, 4096), (2, 12296), (9, 16392), (17, 32768), (5, 41000)],
+    *[(9, 65536), (2, 65544), (1, 131072), (1, 140000)],
 ]
 
 

@@ -85,6 +85,30 @@ __device__ __forceinline__ uint64_t ReadOncePolicy() {
   return policy;
 }
 
+// Copies bytes that follow each other: a multiple of 16, as are both addresses.
+__device__ __forceinline__ void CopyBytes(void* shared, const void* global, int bytes,
+                                          Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(SharedAddress(shared)),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(barrier.Address())
+      : "memory");
+}
+
+// Stores into a shared variable of the cluster's block `rank`, whose barrier counts the four bytes.
+__device__ __forceinline__ void StoreAt(int rank, float& variable, float value, Barrier& barrier) {
+  asm volatile(
+      "{\n"
+      "  .reg .b32 remote, remote_barrier;\n"
+      "  mapa.shared::cluster.u32 remote, %0, %3;\n"
+      "  mapa.shared::cluster.u32 remote_barrier, %2, %3;\n"
+      "  st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [remote], %1,"
+      " [remote_barrier];\n"
+      "}" ::"r"(SharedAddress(&variable)),
+      "f"(value), "r"(barrier.Address()), "r"(rank)
+      : "memory");
+}
+
 // Copies a box of a map made by MakeBoxes: x, y, z, w are its first ones, the innermost first.
 __device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap& map, int x, int y,
                                         int z, int w, Barrier& barrier) {

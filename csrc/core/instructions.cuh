@@ -34,6 +34,13 @@ __device__ __forceinline__ int64_t Nanoseconds() {
   return time;
 }
 
+// The same words, as if they were new: the compiler computes what follows from them each time,
+// where it would keep the results in more registers than they take.
+__device__ __forceinline__ uint4 Anew(uint4 words) {
+  asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
+  return words;
+}
+
 // 2^x, to 2 units in the last place; results below the normal numbers are 0.
 __device__ __forceinline__ float FastExp2(float x) {
   float y;

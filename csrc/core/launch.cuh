@@ -55,6 +55,21 @@ void LaunchKernel(void (*kernel)(Parameters...), const LaunchShape& shape, cudaS
   cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
+// How many blocks of a kernel that is launched in such clusters run at the same time: fewer than
+// multiprocessors where their groups are not multiples of a cluster.
+template <typename... Parameters>
+unsigned BlocksAtATime(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {shape.cluster_blocks, 1, 1};
+  cudaLaunchConfig_t config = LaunchConfig(shape, nullptr);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  return unsigned(clusters) * shape.cluster_blocks;
+}
+
 template <typename... Parameters, typename... Arguments>
 void LaunchEarly(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                  const Arguments&... arguments) {

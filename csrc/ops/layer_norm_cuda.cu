@@ -1,32 +1,34 @@
 // Layer norm on the GPU: the mean first, then the variance around it.
-#include "core/row.cuh"
+#include "core/dispatch_row.cuh"
 #include "ops/layer_norm.h"
 
 namespace eet {
 
 template <typename T, class Row>
-__global__ void __launch_bounds__(kRowThreads) LayerNormKernel(LayerNormArgs<T> args) {
-  WaitForKernelsBefore();
-  LetNextKernelStart();
-  const int64_t offset = Row::Team::Row() * args.cols;
-  Row row(args.x + offset, args.cols);
-  const float mean = row.Sum([](float x) { return x; }) / float(args.cols);
-  const float variance =
-      row.Sum([=](float x) { return (x - mean) * (x - mean); }) / float(args.cols);
-  const float inv_std = rsqrtf(variance + args.eps);
-  row.Write(args.y + offset, args.scale, args.bias, [&](float x, float scale, float bias) {
-    return LayerNormElement(x, scale, bias, mean, inv_std);
+__global__ void __launch_bounds__(Row::kThreads, Row::kLeastBlocks)
+    LayerNormKernel(const __grid_constant__ RowOperands<T> rows, float eps) {
+  Row::ForEach(rows, [&](auto& row) {
+    const float cols = float(rows.cols);
+    const float mean = row.Sum([](float x) { return x; }) / cols;
+    const float variance = row.Sum([=](float x) { return (x - mean) * (x - mean); }) / cols;
+    const float inv_std = rsqrtf(variance + eps);
+    row.Write([&](float x, float scale, float bias) {
+      return LayerNormElement(x, scale, bias, mean, inv_std);
+    });
   });
 }
 
 template <typename T>
 void LayerNorm(Stream stream, const LayerNormArgs<T>& args) {
   if (args.rows == 0 || args.cols == 0) return;
-  // An absent bias, a null pointer, is aligned.
-  const bool aligned = args.cols % Vector<T>::kSize == 0 && IsAligned16(args.x) &&
-                       IsAligned16(args.scale) && IsAligned16(args.bias) && IsAligned16(args.y);
-  DispatchRow<T>(args.rows, args.cols, aligned, [&]<class Row>(const LaunchShape& shape) {
-    LaunchEarly(LayerNormKernel<T, Row>, shape, stream, args);
+  const RowOperands<T> rows{.x = args.x,
+                            .scale = args.scale,
+                            .bias = args.bias,
+                            .y = args.y,
+                            .rows = args.rows,
+                            .cols = args.cols};
+  DispatchRow(rows, [&]<class Row>(const LaunchShape& shape) {
+    LaunchRows(LayerNormKernel<T, Row>, shape, stream, rows, args.eps);
   });
 }
 

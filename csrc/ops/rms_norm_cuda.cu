@@ -1,28 +1,30 @@
 // RMS norm on the GPU.
-#include "core/row.cuh"
+#include "core/dispatch_row.cuh"
 #include "ops/rms_norm.h"
 
 namespace eet {
 
 template <typename T, class Row>
-__global__ void __launch_bounds__(kRowThreads) RmsNormKernel(RmsNormArgs<T> args) {
-  WaitForKernelsBefore();
-  LetNextKernelStart();
-  const int64_t offset = Row::Team::Row() * args.cols;
-  Row row(args.x + offset, args.cols);
-  const float square = row.Sum([](float x) { return x * x; }) / float(args.cols);
-  const float inv_rms = rsqrtf(square + args.eps);
-  row.Write(args.y + offset, args.scale, static_cast<const T*>(nullptr),
-            [&](float x, float scale, float) { return RmsNormElement(x, scale, inv_rms); });
+__global__ void __launch_bounds__(Row::kThreads, Row::kLeastBlocks)
+    RmsNormKernel(const __grid_constant__ RowOperands<T> rows, float eps) {
+  Row::ForEach(rows, [&](auto& row) {
+    const float square = row.Sum([](float x) { return x * x; }) / float(rows.cols);
+    const float inv_rms = rsqrtf(square + eps);
+    row.Write([&](float x, float scale, float) { return RmsNormElement(x, scale, inv_rms); });
+  });
 }
 
 template <typename T>
 void RmsNorm(Stream stream, const RmsNormArgs<T>& args) {
   if (args.rows == 0 || args.cols == 0) return;
-  const bool aligned = args.cols % Vector<T>::kSize == 0 && IsAligned16(args.x) &&
-                       IsAligned16(args.scale) && IsAligned16(args.y);
-  DispatchRow<T>(args.rows, args.cols, aligned, [&]<class Row>(const LaunchShape& shape) {
-    LaunchEarly(RmsNormKernel<T, Row>, shape, stream, args);
+  const RowOperands<T> rows{.x = args.x,
+                            .scale = args.scale,
+                            .bias = nullptr,
+                            .y = args.y,
+                            .rows = args.rows,
+                            .cols = args.cols};
+  DispatchRow(rows, [&]<class Row>(const LaunchShape& shape) {
+    LaunchRows(RmsNormKernel<T, Row>, shape, stream, rows, args.eps);
   });
 }
 

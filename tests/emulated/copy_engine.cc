@@ -66,7 +66,36 @@ struct Box {
   }
 };
 
+// Calls store(memory of the block) at some time, then counts its bytes at the block's barrier.
+template <typename F>
+void Order(emulated::Block& block, uint32_t barrier, int bytes, const F& store) {
+  emulated::Check(!block.Ended(), "a copy to a block that has ended");
+  auto* counter = reinterpret_cast<Barrier*>(emulated::At(block, barrier, sizeof(Barrier)));
+  block.copies.push_back([=, &block] {
+    store(block.memory);
+    counter->Count(block, bytes);
+  });
+}
+
 }  // namespace
+
+void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier) {
+  const uint32_t address = SharedAddress(shared);
+  emulated::Check((address | reinterpret_cast<uintptr_t>(global) | bytes) % 16 == 0,
+                  "a copy of bytes is not one of multiples of 16");
+  emulated::Block& block = *emulated::current->block;
+  emulated::At(block, address, bytes);
+  Order(block, barrier.Address(), bytes,
+        [=](char* memory) { std::memcpy(memory + address, global, size_t(bytes)); });
+}
+
+void StoreAt(int rank, float& variable, float value, Barrier& barrier) {
+  const uint32_t address = SharedAddress(&variable);
+  emulated::Block& block = *emulated::current->block->grid->live.at(rank);
+  emulated::At(block, address, sizeof(value));
+  Order(block, barrier.Address(), sizeof(value),
+        [=](char* memory) { std::memcpy(memory + address, &value, sizeof(value)); });
+}
 
 void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Barrier& barrier,
               unsigned ranks) {
@@ -77,13 +106,8 @@ void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Ba
   for (size_t rank = 0; rank < live.size(); ++rank) {
     if (!(ranks >> rank & 1)) continue;
     emulated::Block& block = *live[rank];
-    emulated::Check(!block.Ended(), "a copy to a block that has ended");
     emulated::At(block, shared, box.bytes());
-    auto* counter = reinterpret_cast<Barrier*>(emulated::At(block, barrier_address, 8));
-    block.copies.push_back([box, shared, counter, &block] {
-      box.Store(block.memory, shared);
-      counter->Count(block, box.bytes());
-    });
+    Order(block, barrier_address, box.bytes(), [=](char* memory) { box.Store(memory, shared); });
   }
 }
 

@@ -69,6 +69,14 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int by
   return cudaSuccess;
 }
 
+// Of kernels of which a multiprocessor holds one block.
+template <typename... P>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*)(P...),
+                                           const cudaLaunchConfig_t* config) {
+  *clusters = emulated::kMultiprocessors / int(config->attrs[0].val.clusterDim.x);
+  return cudaSuccess;
+}
+
 template <typename... P, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...),
                                const Arguments&... arguments) {

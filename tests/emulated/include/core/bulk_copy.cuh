@@ -75,6 +75,9 @@ inline void FenceBarriers() {}
 inline void FenceSharedCopies() {}
 inline uint64_t ReadOncePolicy() { return 0; }
 
+void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier);
+void StoreAt(int rank, float& variable, float value, Barrier& barrier);
+
 // A box from `first` on, into the blocks of the cluster that `ranks` has bits of.
 void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Barrier& barrier,
               unsigned ranks);

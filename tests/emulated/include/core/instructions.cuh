@@ -21,6 +21,8 @@ inline int64_t Nanoseconds() {
   return emulated::current->block->grid->time;
 }
 
+inline uint4 Anew(uint4 words) { return words; }
+
 inline float FastExp2(float x) { return std::exp2(x); }
 
 template <int kThreads>

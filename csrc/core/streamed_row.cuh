@@ -1,0 +1,185 @@
+// Rows too large for the registers of a block, on Hopper: a persistent kernel, one block per
+// multiprocessor, alone or in clusters of two or four that share a row.
+//
+//   * One thread orders the block's part of each row from the copy engine into a ring of chunks in
+//     shared memory, as far ahead as the ring allows: the next rows arrive while one is summed and
+//     written, and memory never waits for sums.
+//   * The others sum chunks as they arrive, look at them again for a second sum, and free each
+//     when it is written. A thread's columns are the same in every row, so scale and bias are read
+//     once, into registers; with each row they would be as much traffic again in the second cache.
+//   * A sum takes one exchange, between all warps of the cluster: each stores its own in every
+//     block, whose barrier counts them in. Barriers of the cluster would wait for memory.
+#pragma once
+
+#include <bit>
+
+#include "core/bulk_copy.cuh"
+#include "core/cluster.cuh"
+#include "core/ring.cuh"
+#include "core/row.cuh"
+
+namespace eet {
+
+constexpr int kStreamedPacks = 8;  // vectors of a thread, and chunks of a block's part of a row
+
+// Rows of at most kMostPacks vectors. Each is summed in the same order, whatever the others are.
+template <typename T, int kBlocks>
+class StreamedRow {
+ public:
+  static constexpr int kThreads = kRowThreads + kWarpSize;  // the last warp orders copies
+  static constexpr int kLeastBlocks = 1;                    // that a multiprocessor holds
+  static constexpr int64_t kMostPacks = int64_t{kBlocks} * kStreamedPacks * kRowThreads;
+
+  static constexpr int kSlots = 28;
+  static constexpr int kWarps = kRowThreads / kWarpSize, kSums = kBlocks * kWarps;
+
+  struct Shared {
+    alignas(128) Vector<T> chunks[kSlots][kRowThreads];
+    float sums[2][kSums];  // of warps, for this exchange and the next
+    Barrier full[kSlots], empty[kSlots], summed[2];
+  };
+
+  // Calls work(row) for each row of this block's cluster.
+  template <typename F>
+  static __device__ void ForEach(const RowOperands<T>& rows, const F& work) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ __align__(128) char memory[];
+    auto& shared = *reinterpret_cast<Shared*>(memory);
+    if (threadIdx.x == 0) InitBarriers(shared);
+    Team::Await();  // the barriers are visible: InitBarriers sees to that
+    WaitForKernelsBefore();
+    LetNextKernelStart();
+    if (threadIdx.x < kRowThreads) {
+      StreamedRow row(rows, shared);
+      for (int64_t i = Team::Item(); i < rows.rows; i += Teams()) {
+        work(row);
+        row.y_ += Teams() * rows.cols;
+      }
+    } else if (threadIdx.x == kRowThreads) {
+      Load(rows, shared);
+    }
+#endif
+  }
+
+  // The sum of `term` of each element.
+  template <typename F>
+  __device__ float Sum(const F& term) {
+    float sum = 0;
+    Each([&](int i, RingSlot<kSlots> slot) {
+      shared_.full[slot.index].Wait(slot.parity);
+      if (Has(i)) sum = AddTerms(sum, At(slot), term);
+    });
+    return Exchange(WarpReduce<eet::Sum>(sum));
+  }
+
+  // y = element(x, scale, bias), after a sum; the row's chunks are the next rows' from then on.
+  template <typename F>
+  __device__ void Write(const F& element) {
+    slot_ = Each([&](int i, RingSlot<kSlots> slot) {
+      if (Has(i)) {
+        const auto scale = std::bit_cast<Vector<T>>(Anew(scale_[i]));
+        const auto bias = std::bit_cast<Vector<T>>(Anew(bias_[i]));
+        StoreVector(y_ + i * kChunk, MapElements(At(slot), scale, bias, element));
+      }
+      __syncwarp();
+      if (threadIdx.x % kWarpSize == 0) shared_.empty[slot.index].Arrive();
+    });
+  }
+
+ private:
+  static constexpr int kWidth = Vector<T>::kSize, kChunk = kRowThreads * kWidth;
+  using Team = ClusterOf<kBlocks>;
+
+  // The columns of this block: where they begin, and how many vectors they are.
+  struct Part {
+    int64_t begin;
+    int packs;
+
+    static __device__ Part OfThisBlock(int64_t cols) {
+      const int packs = int(cols / kWidth), share = (packs + kBlocks - 1) / kBlocks;
+      const int first = Team::Rank() * share;
+      return {.begin = int64_t{first} * kWidth, .packs = min(share, packs - first)};
+    }
+  };
+
+  static __device__ int Teams() { return int(gridDim.x) / kBlocks; }
+
+  static __device__ void InitBarriers(Shared& shared) {
+    for (int i = 0; i < kSlots; ++i) {
+      shared.full[i].Init(1);
+      shared.empty[i].Init(kWarps);
+    }
+    for (Barrier& summed : shared.summed) summed.Init(1);
+    FenceBarriers();
+  }
+
+  static __device__ void Load(const RowOperands<T>& rows, Shared& shared) {
+    const Part part = Part::OfThisBlock(rows.cols);
+    RingSlot<kSlots> slot;
+    for (int64_t row = Team::Item(); row < rows.rows; row += Teams()) {
+      const T* x = rows.x + row * rows.cols + part.begin;
+      for (int first = 0; first < part.packs; first += kRowThreads) {
+        const int bytes = min(part.packs - first, kRowThreads) * int(sizeof(Vector<T>));
+        Barrier& full = shared.full[slot.index];
+        shared.empty[slot.index].Wait(slot.parity ^ 1);
+        full.ArriveExpecting(bytes);
+        CopyBytes(shared.chunks[slot.index], x + first * kWidth, bytes, full);
+        slot.Advance();
+      }
+    }
+  }
+
+  __device__ StreamedRow(const RowOperands<T>& rows, Shared& shared)
+      : shared_(shared), packs_(Part::OfThisBlock(rows.cols).packs) {
+    const int64_t first = Part::OfThisBlock(rows.cols).begin + int(threadIdx.x) * kWidth;
+    y_ = rows.y + Team::Item() * rows.cols + first;
+#pragma unroll
+    for (int i = 0; i < kStreamedPacks; ++i) {
+      scale_[i] = LoadReused(rows.scale + first + i * kChunk, Has(i));
+      bias_[i] = LoadReused(rows.bias + first + i * kChunk, Has(i) && rows.bias);
+    }
+  }
+
+  // Whether the thread has a vector in chunk i, and that vector in the chunk's slot.
+  __device__ bool Has(int i) const { return int(threadIdx.x) + i * kRowThreads < packs_; }
+  __device__ Vector<T> At(RingSlot<kSlots> slot) const {
+    return LoadVector(shared_.chunks[slot.index][threadIdx.x].values);
+  }
+
+  // Calls work(i, its slot) for each chunk of the row. Returns the slot behind them.
+  template <typename F>
+  __device__ RingSlot<kSlots> Each(const F& work) const {
+    RingSlot<kSlots> slot = slot_;
+#pragma unroll
+    for (int i = 0; i < kStreamedPacks; ++i) {
+      if (i * kRowThreads >= packs_) continue;
+      work(i, slot);
+      slot.Advance();
+    }
+    return slot;
+  }
+
+  // The sum of the warps' sums. Two places take turns: who stores in this one has seen the sum
+  // before, to which every warp came when it had read the one in this place.
+  __device__ float Exchange(float sum) {
+    const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+    float (&sums)[kSums] = shared_.sums[exchange_.index];
+    Barrier& summed = shared_.summed[exchange_.index];
+    if (threadIdx.x == 0) summed.ArriveExpecting(sizeof(sums));
+    if (lane < kBlocks) StoreAt(lane, sums[Team::Rank() * kWarps + warp], sum, summed);
+    summed.Wait(exchange_.parity);
+    exchange_.Advance();
+    sum = 0;
+    for (int i = lane; i < kSums; i += kWarpSize) sum += sums[i];
+    return WarpReduce<eet::Sum>(sum);
+  }
+
+  Shared& shared_;
+  const int packs_;
+  T* y_;                   // the thread's first vector of the row
+  RingSlot<kSlots> slot_;  // of the row's first chunk
+  RingSlot<2> exchange_;
+  uint4 scale_[kStreamedPacks], bias_[kStreamedPacks];  // the thread's, as they lie in memory
+};
+
+}  // namespace eet
