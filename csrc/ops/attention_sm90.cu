@@ -87,15 +87,11 @@ bool MakeKeyMap(const AttentionArgs<typename Shape::T>& args, int box_keys, cons
 template <class Shape>
 bool MakeMaps(const AttentionArgs<typename Shape::T>& args, AttentionMaps* maps) {
   const int64_t dim = args.head_dim, heads = args.heads;
-  const int whole =
-      args.page_table ? int(std::min<int64_t>(args.page_size, Shape::kKeys)) : Shape::kKeys;
-  maps->piece =
-      args.page_table ? int(std::gcd(args.page_size, int64_t{Shape::kKeys})) : Shape::kKeys;
-  for (int i = 0; i < kBoxSizes; ++i) {
-    const int box_keys = std::min(maps->piece << i, whole);  // larger ones are never asked for
-    if (!MakeKeyMap<Shape>(args, box_keys, args.k, &maps->k[i])) return false;
-    if (!MakeKeyMap<Shape>(args, box_keys, args.v, &maps->v[i])) return false;
-  }
+  constexpr int kKeys = Shape::kKeys;
+  maps->piece = args.page_table ? int(std::gcd(args.page_size, int64_t{kKeys})) : kKeys;
+  maps->pieces = kKeys / maps->piece;
+  if (!MakeKeyMap<Shape>(args, maps->piece, args.k, &maps->k)) return false;
+  if (!MakeKeyMap<Shape>(args, maps->piece, args.v, &maps->v)) return false;
   return MakeBoxes(&maps->q, args.q,
                    {.sizes = {dim, heads, args.tokens, 1},
                     .strides = {dim, heads * dim, args.tokens * heads * dim},

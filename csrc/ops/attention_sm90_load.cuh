@@ -6,17 +6,14 @@
 
 namespace eet {
 
-// Keys of a tile are copied by boxes of `piece`, 2 * piece and 4 * piece keys of one page: a page's
-// part of a tile in as few boxes as that allows. The piece divides page and tile; where there are
-// no pages it is the tile.
-constexpr int kBoxSizes = 3;
-
-// How the copy engine finds queries, keys and values. Boxes are [rows, kChunk] of one head.
+// How the copy engine finds queries, keys and values. Boxes are [rows, kChunk] of one head; keys
+// and values come in boxes of `piece` keys, which divide page and tile, or whole where there are no
+// pages.
 struct AttentionMaps {
-  CUtensorMap q;                           // (head_dim, heads, tokens, 1)
-  CUtensorMap k[kBoxSizes], v[kBoxSizes];  // (head_dim, kv_heads, key_len, batch), or
-                                           // (head_dim, page_size, kv_heads, pages)
-  int piece;
+  CUtensorMap q;      // (head_dim, heads, tokens, 1)
+  CUtensorMap k, v;   // (head_dim, kv_heads, key_len, batch), or
+                      // (head_dim, page_size, kv_heads, pages)
+  int piece, pieces;  // of a tile
 };
 
 // Whether some keys of a tile are not the unit's.
@@ -51,16 +48,35 @@ class Loader {
   // Read anew each time: the loader has registers for little else than its place in the rings.
   static __device__ __forceinline__ int Lane() { return LaneId(); }
 
+  // Where a piece of a tile's keys is.
+  struct Place {
+    int page, key;  // the row and a key of it, where there are no pages
+  };
+
+  // This lane's first piece is looked up a tile ahead: the page table's memory is far.
   __device__ void Load(const Unit& unit) {
     const int last = unit.last_tile, first = last + 1 - unit.tiles();
+    Place of_keys = Find(unit, last, Lane() / Shape::kChunks), of_values = {};
     for (int tile = last + 1; tile >= first; --tile) {
-      if (tile > first) LoadKeys(unit, tile - 1);
+      const Place ahead = Find(unit, max(tile - 2, 0), Lane() / Shape::kChunks);
+      if (tile > first) LoadKeys(unit, tile - 1, of_keys);
       if (tile > last) {
         LoadQueries(unit);
       } else {
-        LoadValues(unit, tile);
+        LoadValues(unit, tile, of_values);
       }
+      of_values = of_keys;
+      of_keys = ahead;
     }
+  }
+
+  __device__ __forceinline__ Place Find(const Unit& unit, int tile, int piece) const {
+    const int key = tile * Shape::kKeys + piece * maps_.piece;
+    if (!args_.page_table) return {unit.row, key};
+    if (key >= unit.keys.end) return {};
+    const uint32_t page_size = uint32_t(args_.page_size), page = uint32_t(key) / page_size;
+    const uint32_t at = uint32_t(unit.row) * uint32_t(args_.max_pages) + page;
+    return {args_.page_table[at], int(uint32_t(key) - page * page_size)};
   }
 
   __device__ void LoadQueries(const Unit& unit) {
@@ -78,82 +94,50 @@ class Loader {
     query_parity_ ^= 1;
   }
 
-  __device__ void LoadKeys(const Unit& unit, int tile) {
+  __device__ void LoadKeys(const Unit& unit, int tile, const Place& place) {
     const int at = keys_.index;
-    LoadTile(maps_.k, unit, tile, SharedAddress(shared_.keys[at]), shared_.key_full[at],
-             [&] { shared_.key_empty[at].Wait(keys_.parity ^ 1); });
+    shared_.key_empty[at].Wait(keys_.parity ^ 1);
+    LoadTile(maps_.k, unit, tile, place, SharedAddress(shared_.keys[at]), shared_.key_full[at]);
     keys_.Advance();
   }
 
-  __device__ void LoadValues(const Unit& unit, int tile) {
+  __device__ void LoadValues(const Unit& unit, int tile, const Place& place) {
     const int at = values_.index;
     Barrier& full = IsEdge<Shape>(unit, tile) ? shared_.value_landed[at] : shared_.value_full[at];
-    LoadTile(maps_.v, unit, tile, SharedAddress(shared_.values[at]), full,
-             [&] { shared_.value_empty[at].Wait(values_.parity ^ 1); });
+    shared_.value_empty[at].Wait(values_.parity ^ 1);
+    LoadTile(maps_.v, unit, tile, place, SharedAddress(shared_.values[at]), full);
     values_.Advance();
   }
 
-  // The unit's keys of a tile, rounded to whole pieces.
-  struct Span {
-    int tile_key, begin, end;
-  };
-
-  // A box of keys: the map of its size, -1 for no box, its first key in the tile and that one's
-  // page.
-  struct Box {
-    int map, key, page;
-  };
-
-  // Orders what a tile has of the unit's keys, box by box, as soon as `wait` has returned. A lane
-  // looks its first box up before that: the page table's memory is far.
-  template <typename F>
-  __device__ void LoadTile(const CUtensorMap* maps, const Unit& unit, int tile, uint32_t shared,
-                           Barrier& full, const F& wait) {
-    const int tile_key = tile * Shape::kKeys, piece = maps_.piece;
-    const Span span{
-        .tile_key = tile_key,
-        .begin = max(unit.keys.begin - tile_key, 0) / piece * piece,
-        .end = (min(unit.keys.end - tile_key, Shape::kKeys) + piece - 1) / piece * piece};
-    Box box = FindBox(unit, span, Lane() / Shape::kChunks);
-    wait();
-    if (Lane() == 0) full.ArriveExpecting((span.end - span.begin) * Shape::kSpan * Shape::kChunks);
+  // Orders what a tile has of the unit's keys, in whole pieces.
+  __device__ void LoadTile(const CUtensorMap& map, const Unit& unit, int tile, Place place,
+                           uint32_t shared, Barrier& full) {
+    const int piece = maps_.piece;
+    int begin = 0, end = maps_.pieces;
+    if (IsEdge<Shape>(unit, tile)) {
+      const int tile_key = tile * Shape::kKeys;
+      begin = max(unit.keys.begin - tile_key, 0) / piece;
+      end = min((unit.keys.end - tile_key + piece - 1) / piece, end);
+    }
+    if (Lane() == 0) full.ArriveExpecting((end - begin) * piece * Shape::kSpan * Shape::kChunks);
     __syncwarp();
 #pragma unroll 1
-    for (int i = Lane(); box.map >= 0;) {
-      CopyKeys(maps[box.map], unit, span, box, i % Shape::kChunks, shared, full);
-      i += kWarpSize;
-      box = FindBox(unit, span, i / Shape::kChunks);
+    for (int i = Lane(); i < end * Shape::kChunks; i += kWarpSize) {
+      const int at = i / Shape::kChunks, chunk = i % Shape::kChunks;
+      if (i >= kWarpSize) place = Find(unit, tile, at);
+      if (at < begin) continue;
+      CopyPiece(map, unit, place, chunk * Shape::kChunk,
+                shared + (chunk * Shape::kKeys + at * piece) * Shape::kSpan, full);
     }
   }
 
-  __device__ Box FindBox(const Unit& unit, const Span& span, int which) const {
-    if (!args_.page_table) return {.map = which == 0 ? 0 : -1, .key = 0, .page = unit.row};
-    const uint32_t page_size = uint32_t(args_.page_size);
-    int key = span.begin;
-#pragma unroll 1
-    for (;; --which) {
-      const uint32_t page = uint32_t(span.tile_key + key) / page_size;
-      const int page_end = int((page + 1) * page_size) - span.tile_key;
-      const int left = min(page_end, span.end) - key;
-      if (left <= 0) return {.map = -1};
-      const int map = left >= 4 * maps_.piece ? 2 : left >= 2 * maps_.piece ? 1 : 0;
-      if (which == 0) {
-        const uint32_t at = uint32_t(unit.row) * uint32_t(args_.max_pages) + page;
-        return {.map = map, .key = key, .page = args_.page_table[at]};
-      }
-      key += maps_.piece << map;
-    }
-  }
-
-  __device__ void CopyKeys(const CUtensorMap& map, const Unit& unit, const Span& span,
-                           const Box& box, int chunk, uint32_t shared, Barrier& full) const {
-    const uint32_t to = shared + (chunk * Shape::kKeys + box.key) * Shape::kSpan;
-    const int x = chunk * Shape::kChunk, key = span.tile_key + box.key;
+  __device__ __forceinline__ void CopyPiece(const CUtensorMap& map, const Unit& unit,
+                                            const Place& place, int col, uint32_t to,
+                                            Barrier& full) const {
     if (args_.page_table) {
-      CopyBox(to, map, x, int(uint32_t(key) % uint32_t(args_.page_size)), unit.kv_head, box.page,
-              full);
+      CopyBox(to, map, col, place.key, unit.kv_head, place.page, full);
     } else {
-      CopyBox(to, map, x, unit.kv_head, key, box.page, full);
+      CopyBox(to, map, col, unit.kv_head, place.key, place.page, full);
     }
   }
 
