@@ -1,6 +1,6 @@
 """Products of many rows that are finished without a second pass: activations and gates where the
-tiles of a GPU's kernel end. Tiles have 128 rows, in pairs, eight pairs behind each other; 128
-outputs, or 256 where a kernel has 4096; and 64 columns at a time."""
+tiles of a GPU's kernel end. Tiles have 128 rows, in pairs, eight pairs behind each other; 128 or
+256 outputs; and 64 columns at a time."""
 
 from __future__ import annotations
 
@@ -35,6 +35,26 @@ def test_activation(rng, dtype, size):
     bias = random(rng, (out,), dtype)
     y = linear(x, kernel, bias, activation="silu", path="prefill")
     assert_close(y, expected(x, kernel, bias, activation="silu"), scale=4.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_bias_and_residual(rng, dtype, size):
+    rows, columns, out = size
+    x, kernel = operands(rng, dtype, (rows,), columns, out)
+    given = {"bias": random(rng, (out,), dtype), "residual": random(rng, (rows, out), dtype)}
+    y = linear(x, kernel, **given, path="prefill")
+    assert_close(y, expected(x, kernel, **given), scale=4.0)
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [(129, 520, 264), (300, 72, 257), (5, 64, 1)], ids=str)
+def test_float32_results(rng, dtype, size):
+    rows, columns, out = size
+    x, kernel = operands(rng, dtype, (rows,), columns, out)
+    bias = random(rng, (out,), dtype)
+    y = linear(x, kernel, bias, out_dtype="float32", path="prefill")
+    assert_close(y, expected(x, kernel, bias), scale=4.0)
 
 
 @DTYPES
@@ -80,3 +100,13 @@ def test_bits_do_not_depend_on_other_rows(rng, dtype, size):
     for row in (0, 130, 299):
         alone = linear(x[row : row + 1], kernel, **options)
         np.testing.assert_array_equal(together[row], float64(alone)[0])
+
+
+@DTYPES
+def test_bits_do_not_depend_on_the_tile(rng, dtype):
+    """With so many rows a GPU's tiles are wide, with one they are narrow."""
+    x, kernel = operands(rng, dtype, (4096,), 200, 4096)
+    together = linear(x, kernel, path="prefill")
+    for row in (0, 4095):
+        alone = linear(x[row : row + 1], kernel, path="prefill")
+        np.testing.assert_array_equal(float64(together[row]), float64(alone)[0])

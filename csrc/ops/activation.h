@@ -27,7 +27,7 @@ EET_HOST_DEVICE float Activate(Activation activation, float x) {
     case Activation::kGelu:
       return 0.5f * x * std::erfc(-x * kSqrtHalf);
     case Activation::kGeluTanh:
-      return 0.5f * x * (1.0f + std::tanh(kSqrtTwoOverPi * (x + 0.044715f * x * x * x)));
+      return x * Sigmoid(2.0f * kSqrtTwoOverPi * (x + 0.044715f * x * x * x));
     case Activation::kRelu:
       return x < 0.0f ? 0.0f : x;  // NaN stays
     case Activation::kQuickGelu:

@@ -1,5 +1,5 @@
-// Linear on the GPU: streamed for decode, library GEMM for prefill, tiles for odd sizes; on Hopper
-// a GEMM of our own where the library would need a second pass.
+// Linear on the GPU: streamed for decode; for prefill a GEMM of our own on Hopper, the library's
+// elsewhere; tiles for odd sizes.
 #include "core/launch.cuh"
 #include "ops/linear_sm90.h"
 
@@ -15,7 +15,7 @@ void Linear(Stream stream, const LinearArgs<T, Y>& args) {
   } else if (args.path == LinearPath::kDecode) {
     LinearDecode(stream, args);
   } else {
-    if constexpr (sizeof(T) == 2 && std::is_same_v<T, Y>) {
+    if constexpr (sizeof(T) == 2) {
       if (ComputeMajor() == 9 && LinearSm90Takes(args)) return LinearSm90(stream, args);
     }
     LinearPrefill(stream, args);

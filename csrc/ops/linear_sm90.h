@@ -1,25 +1,26 @@
 // Linear for many rows on Hopper. The kernel is explained in linear_sm90_kernel.cuh.
 #pragma once
 
+#include <type_traits>
+
 #include "core/vector.cuh"
 #include "ops/linear_cuda.h"
 
 namespace eet {
 
-// Whether the kernel is for such arguments, on a device of compute capability 9.0: what the library
-// has no epilogue for. Rows of x and kernel are aligned to 16 bytes.
-template <typename T>
-bool LinearSm90Takes(const LinearArgs<T>& args) {
+// Whether the kernel is for such arguments, on a device of compute capability 9.0. Rows of x and
+// kernel are aligned to 16 bytes.
+template <typename T, typename Y>
+bool LinearSm90Takes(const LinearArgs<T, Y>& args) {
+  if (sizeof(T) != 2) return false;
+  if (!std::is_same_v<T, Y>) return !args.gated;
   const int64_t cols = args.gated ? args.out / 2 : args.out;
-  const bool aligned = cols % Vector<T>::kSize == 0 && IsAligned16(args.y) &&
-                       IsAligned16(args.bias) && IsAligned16(args.residual);
-  if (!aligned || (args.gated && args.residual)) return false;
-  return args.gated || (args.activation != Activation::kNone &&
-                        (args.residual || !LibraryActivates<T>(args.activation)));
+  return cols % Vector<T>::kSize == 0 && IsAligned16(args.y) && IsAligned16(args.residual) &&
+         !(args.gated && args.residual);
 }
 
 // For 2-byte types.
-template <typename T>
-void LinearSm90(Stream stream, const LinearArgs<T>& args);
+template <typename T, typename Y>
+void LinearSm90(Stream stream, const LinearArgs<T, Y>& args);
 
 }  // namespace eet

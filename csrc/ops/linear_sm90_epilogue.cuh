@@ -4,6 +4,7 @@
 // its neighbour. Four lanes exchange words before they store, so that each has eight neighbours.
 #pragma once
 
+#include <bit>
 #include <type_traits>
 
 #include "core/lanes.cuh"
@@ -37,19 +38,15 @@ template <class Shape>
 __device__ __forceinline__ void AddBias(const typename Shape::T* bias, int out, int64_t outs,
                                         LinearSums<Shape>& sums) {
   if (!bias) return;
-  constexpr int kBlocks = Shape::kOuts / 8;
-  ValuePair<typename Shape::T> pairs[kBlocks] = {};
 #pragma unroll
-  for (int n = 0; n < kBlocks; ++n) {
-    if (out + 8 * n < outs) pairs[n] = LoadPair(bias + out + PairOfLane() + 8 * n);
-  }
+  for (int n = 0; n < Shape::kOuts / 8; ++n) {
 #pragma unroll
-  for (int n = 0; n < kBlocks; ++n) {
-    const float2 pair = pairs[n].Floats();
-    sums[4 * n] += pair.x;
-    sums[4 * n + 1] += pair.y;
-    sums[4 * n + 2] += pair.x;
-    sums[4 * n + 3] += pair.y;
+    for (int j = 0; j < 2; ++j) {
+      const int at = out + 8 * n + PairOfLane() + j;
+      const float value = at < outs ? float(bias[at]) : 0.0f;
+      sums[4 * n + j] += value;
+      sums[4 * n + 2 + j] += value;
+    }
   }
 }
 
@@ -109,7 +106,33 @@ __device__ __forceinline__ void StoreBlocks(const LinearWords<Shape>& words, int
   if (valid) reinterpret_cast<uint4*>(to)[QuadLane()] = {row[0], row[1], row[2], row[3]};
 }
 
-// y = activation(sum + bias) + residual, as StoreOutput.
+// Adds to the sums of row i what `from` has of that row, if that is `valid`. A lane loads one of
+// four blocks; all loads are under way together.
+template <class Shape>
+__device__ __forceinline__ void AddBlocks(const typename Shape::T* from, int64_t outs, int i,
+                                          bool valid, LinearSums<Shape>& sums) {
+  constexpr int kLoads = Shape::kOuts / 32;
+  uint4 loaded[kLoads] = {};
+#pragma unroll
+  for (int n = 0; n < kLoads; ++n) {
+    const int block = 4 * n + QuadLane();
+    if (valid && 8 * block < outs) loaded[n] = reinterpret_cast<const uint4*>(from)[block];
+  }
+#pragma unroll
+  for (int n = 0; n < kLoads; ++n) {
+    uint32_t words[4] = {loaded[n].x, loaded[n].y, loaded[n].z, loaded[n].w};
+    TransposeFour(words);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 pair = std::bit_cast<ValuePair<typename Shape::T>>(words[j]).Floats();
+      sums[4 * (4 * n + j) + 2 * i] += pair.x;
+      sums[4 * (4 * n + j) + 2 * i + 1] += pair.y;
+    }
+  }
+}
+
+// y = activation(sum + bias) + residual, as StoreOutput. What nothing is applied to, a sum begins
+// with: bias, and a residual where there is no activation.
 template <class Shape>
 class LinearOutputs {
  public:
@@ -119,42 +142,100 @@ class LinearOutputs {
   __device__ LinearOutputs(const Args& args, int row, int out)
       : args_(args), row_(row), out_(out) {}
 
-  __device__ __forceinline__ void operator()(LinearSums<Shape>& sums) const {
+  __device__ __forceinline__ void Begin(LinearSums<Shape>& sums) const {
+    if (args_.residual && args_.activation == Activation::kNone) AddResidual(sums);
     AddBias<Shape>(args_.bias, out_, args_.out, sums);
+  }
+
+  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
     ForEachPair<Shape>(args_.activation, out_, args_.out, sums,
                        [](Activation activation, float& first, float& second) {
                          first = Activate(activation, first);
                          second = Activate(activation, second);
                        });
-    if (args_.residual) AddResidual(sums);
+    if (args_.residual && args_.activation != Activation::kNone) AddResidual(sums);
     LinearWords<Shape> words;
     Pack<Shape>(sums, words);
     Store(words);
   }
 
  private:
+  __device__ bool HasRow(int i) const { return row_ + 8 * i < args_.rows; }
+  __device__ int64_t At(int i) const { return int64_t{row_ + 8 * i} * args_.out + out_; }
+
   __device__ __forceinline__ void AddResidual(LinearSums<Shape>& sums) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int64_t at = int64_t{row_ + 8 * i} * args_.out + out_ + PairOfLane();
-#pragma unroll
-      for (int n = 0; n < Shape::kOuts / 8; ++n) {
-        if (row_ + 8 * i >= args_.rows || out_ + 8 * n >= args_.out) continue;
-        const float2 pair = LoadPair(args_.residual + at + 8 * n).Floats();
-        sums[4 * n + 2 * i] += pair.x;
-        sums[4 * n + 2 * i + 1] += pair.y;
-      }
+      AddBlocks<Shape>(args_.residual + At(i), args_.out - out_, i, HasRow(i), sums);
     }
   }
 
   __device__ __forceinline__ void Store(const LinearWords<Shape>& words) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      T* y = args_.y + int64_t{row_ + 8 * i} * args_.out + out_;
 #pragma unroll
       for (int n = 0; n < Shape::kOuts / 8; n += 4) {
-        const bool valid = row_ + 8 * i < args_.rows && out_ + 8 * (n + QuadLane()) < args_.out;
-        StoreBlocks<Shape>(words, n, i, y + 8 * n, valid);
+        const bool valid = HasRow(i) && out_ + 8 * (n + QuadLane()) < args_.out;
+        StoreBlocks<Shape>(words, n, i, args_.y + At(i) + 8 * n, valid);
+      }
+    }
+  }
+
+  const Args& args_;
+  const int row_, out_;
+};
+
+// The same with results in float32, of any number: rows need not be aligned.
+template <class Shape>
+class LinearFloats {
+ public:
+  using Args = LinearArgs<typename Shape::T, float>;
+
+  __device__ LinearFloats(const Args& args, int row, int out) : args_(args), row_(row), out_(out) {}
+
+  __device__ __forceinline__ void Begin(LinearSums<Shape>& sums) const {
+    AddBias<Shape>(args_.bias, out_, args_.out, sums);
+  }
+
+  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
+    ForEachPair<Shape>(args_.activation, out_, args_.out, sums,
+                       [](Activation activation, float& first, float& second) {
+                         first = Activate(activation, first);
+                         second = Activate(activation, second);
+                       });
+    const bool in_pairs = args_.out % 2 == 0 && !args_.residual;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (row_ + 8 * i >= args_.rows) break;
+      if (in_pairs) {
+        StorePairs(sums, i);
+      } else {
+        StoreOneByOne(sums, i);
+      }
+    }
+  }
+
+ private:
+  __device__ int64_t At(int i) const { return int64_t{row_ + 8 * i} * args_.out; }
+
+  __device__ __forceinline__ void StorePairs(const LinearSums<Shape>& sums, int i) const {
+#pragma unroll
+    for (int n = 0; n < Shape::kOuts / 8; ++n) {
+      const int col = out_ + 8 * n + PairOfLane(), at = 4 * n + 2 * i;
+      if (col >= args_.out) continue;
+      *reinterpret_cast<float2*>(args_.y + At(i) + col) = {sums[at], sums[at + 1]};
+    }
+  }
+
+  __device__ __forceinline__ void StoreOneByOne(const LinearSums<Shape>& sums, int i) const {
+#pragma unroll
+    for (int n = 0; n < Shape::kOuts / 8; ++n) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int col = out_ + 8 * n + PairOfLane() + j;
+        if (col >= args_.out) continue;
+        const float residual = args_.residual ? args_.residual[At(i) + col] : 0.0f;
+        args_.y[At(i) + col] = sums[4 * n + 2 * i + j] + residual;
       }
     }
   }
@@ -172,8 +253,11 @@ class LinearGates {
 
   __device__ LinearGates(const Args& args, int row, int out) : args_(args), row_(row), out_(out) {}
 
-  __device__ __forceinline__ void operator()(LinearSums<Shape>& sums) const {
+  __device__ __forceinline__ void Begin(LinearSums<Shape>& sums) const {
     AddBias<Shape>(args_.bias, out_, args_.out, sums);
+  }
+
+  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
     ForEachPair<Shape>(args_.activation, out_, args_.out, sums,
                        [](Activation activation, float& gate, float up) {
                          gate = Activate(activation, gate) * up;

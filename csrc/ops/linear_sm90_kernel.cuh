@@ -10,8 +10,8 @@
 //   * Two blocks, a cluster, have the same outputs: each copies half of the kernel's tile into the
 //     shared memory of both, else the second cache could not keep up.
 //
-// Where a kernel has few outputs, tiles of 128 are enough of them for all multiprocessors. The
-// tile follows from the kernel's size alone: a row's bits must not depend on other rows.
+// Where tiles of 256 outputs are too few for all multiprocessors, they have 128. An output's sum
+// has the same order in both: a row's bits do not depend on other rows.
 #pragma once
 
 #include <algorithm>
@@ -77,12 +77,29 @@ void LaunchLinearSm90(Stream stream, const typename Shape::T* x, const typename 
   LaunchEarly(run, shape, stream, args, maps, tiles);
 }
 
-// What launch returns for the shape of such a kernel's tiles.
+template <typename T>
+using WideTiles = LinearShape<T, 256, 4>;
+
+template <typename T>
+using NarrowTiles = LinearShape<T, 128, 6>;
+
+// How many tiles a cluster has, one after the other.
+template <class Shape>
+int LinearRounds(const LinearSizes& sizes) {
+  const auto tiles = LinearTiles::Of(sizes.rows, sizes.in, sizes.out, std::type_identity<Shape>{});
+  const int clusters = Multiprocessors() / kLinearBlocks;
+  return (tiles.pairs * tiles.strips + clusters - 1) / clusters;
+}
+
+// Calls launch with the shape of the tiles that are ready first.
 template <typename T, typename F>
-auto WithLinearShape(int64_t out, const F& launch) {
-  constexpr int64_t kManyOuts = 4096;
-  if (out < kManyOuts) return launch(LinearShape<T, 128, 6>{});
-  return launch(LinearShape<T, 256, 4>{});
+void WithLinearShape(const LinearSizes& sizes, const F& launch) {
+  constexpr double kNarrowTime = 0.55;  // of a tile, beside a wide one
+  if (kNarrowTime * LinearRounds<NarrowTiles<T>>(sizes) < LinearRounds<WideTiles<T>>(sizes)) {
+    launch(NarrowTiles<T>{});
+  } else {
+    launch(WideTiles<T>{});
+  }
 }
 
 }  // namespace eet

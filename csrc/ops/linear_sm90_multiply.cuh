@@ -11,8 +11,8 @@ namespace eet {
 template <class Shape>
 using LinearSums = float[Shape::kOuts / 2];
 
-// Epilogue(args, row, out) is made before a tile is multiplied, with the thread's first row and the
-// tile's first output, and then called with the sums.
+// Epilogue(args, row, out) is made for a tile, with the thread's first row and the tile's first
+// output. Its Begin gives the sums their first values, its Finish gets the last ones.
 template <class Shape, class Epilogue>
 class LinearMultiplier {
  public:
@@ -26,22 +26,24 @@ class LinearMultiplier {
     turns_.Begin();
     tiles_.ForEach<Shape>([&](int row, int out) {
       Epilogue epilogue(args_, row + thread_row, out);
-      LinearSums<Shape> sums;
+      LinearSums<Shape> sums = {};
+      epilogue.Begin(sums);
+      Pin(sums);  // products add to registers, not to what the compiler knows of them
       Multiply(sums);
       turns_.Wait();
-      epilogue(sums);
+      epilogue.Finish(sums);
       turns_.Pass();
     });
   }
 
  private:
   __device__ __forceinline__ void Multiply(LinearSums<Shape>& sums) {
-    Start<false>(sums);
+    Start(sums);
 #pragma unroll 1
     for (int step = 1; step < tiles_.steps; ++step) {
       const int before = slot_.index;
       slot_.Advance();
-      Start<true>(sums);
+      Start(sums);
       WaitProducts<1>();
       Release(before);
     }
@@ -50,9 +52,7 @@ class LinearMultiplier {
     slot_.Advance();
   }
 
-  // Starts sums (+)= x kernel' of a stage. Not to add is a constant: else the compiler keeps the
-  // sums of the tile before.
-  template <bool kAdd>
+  // Starts sums += x kernel' of a stage.
   __device__ __forceinline__ void Start(LinearSums<Shape>& sums) {
     using Step = Product<typename Shape::T, Shape::kOuts>;
     constexpr int kStepBytes = 16 * Shape::kSpan / Shape::kCols;
@@ -63,7 +63,7 @@ class LinearMultiplier {
     StartProducts();
 #pragma unroll
     for (int k = 0; k < Shape::kCols / 16; ++k) {
-      Step::OfRows(sums, x + k * kStepBytes / 16, kernel + k * kStepBytes / 16, kAdd || k > 0);
+      Step::OfRows(sums, x + k * kStepBytes / 16, kernel + k * kStepBytes / 16, true);
     }
     CommitProducts();
   }

@@ -32,10 +32,13 @@ class QkvHeads {
     }
   }
 
-  __device__ __forceinline__ void operator()(LinearSums<Shape>& sums) const {
+  __device__ __forceinline__ void Begin(LinearSums<Shape>& sums) const {
+    AddBias<Shape>(args_.bias, out_, args_.out, sums);
+  }
+
+  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
     const int64_t slots[2] = {CacheSlot(append_, rows_[0], positions_[0]),
                               CacheSlot(append_, rows_[1], positions_[1])};
-    AddBias<Shape>(args_.bias, out_, args_.out, sums);
     LinearWords<Shape> words;  // rounded to T, as a product of its own would be
     Pack<Shape>(sums, words);
     Pin(words);  // here and below: the compiler would keep them as floats as well

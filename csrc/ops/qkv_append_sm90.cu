@@ -14,18 +14,20 @@ static bool IsAligned(const LinearArgs<T>& product, const RotaryAppendArgs<T>& a
          IsAligned16(append.k) && IsAligned16(append.v);
 }
 
-// Returns false where a tile does not hold whole heads.
+// Tiles hold whole heads.
 template <int kDim, typename T>
-static bool Launch(Stream stream, const LinearArgs<T>& product, const RotaryAppendArgs<T>& append) {
-  return WithLinearShape<T>(product.out, [&]<class Shape>(Shape) {
-    if constexpr (Shape::kOuts % kDim == 0) {
-      LaunchLinearSm90<Shape, QkvHeads<Shape, kDim>>(
-          stream, product.x, product.kernel,
-          {.rows = product.rows, .in = product.in, .out = product.out},
-          {.bias = product.bias, .out = product.out, .append = append});
-    }
-    return Shape::kOuts % kDim == 0;
-  });
+static void Launch(Stream stream, const LinearArgs<T>& product, const RotaryAppendArgs<T>& append) {
+  const LinearSizes sizes{.rows = product.rows, .in = product.in, .out = product.out};
+  const auto launch = [&]<class Shape>(Shape) {
+    LaunchLinearSm90<Shape, QkvHeads<Shape, kDim>>(
+        stream, product.x, product.kernel, sizes,
+        {.bias = product.bias, .out = product.out, .append = append});
+  };
+  if constexpr (NarrowTiles<T>::kOuts % kDim == 0) {
+    WithLinearShape<T>(sizes, launch);
+  } else {
+    launch(WideTiles<T>{});
+  }
 }
 
 template <typename T>
@@ -33,9 +35,17 @@ bool QkvAppend(Stream stream, const LinearArgs<T>& product, const RotaryAppendAr
   if constexpr (sizeof(T) == 2) {
     if (ComputeMajor() != 9 || product.path != LinearPath::kPrefill) return false;
     if (product.in == 0 || !IsAligned(product, append)) return false;
-    if (append.head_dim == 64) return Launch<64>(stream, product, append);
-    if (append.head_dim == 128) return Launch<128>(stream, product, append);
-    if (append.head_dim == 256) return Launch<256>(stream, product, append);
+    switch (append.head_dim) {
+      case 64:
+        Launch<64>(stream, product, append);
+        return true;
+      case 128:
+        Launch<128>(stream, product, append);
+        return true;
+      case 256:
+        Launch<256>(stream, product, append);
+        return true;
+    }
   }
   return false;
 }
