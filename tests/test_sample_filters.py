@@ -7,6 +7,7 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy_sampling import assert_draw
 from sample_cases import IMPLEMENTATIONS, LOGITS, SETTINGS, draw, make_keys, probabilities, run
 
 from xla_ops._sample import _gumbel, _threefry
@@ -61,6 +62,61 @@ def test_kept_tokens_of_a_large_vocabulary(rng, top_k):
     logits = (rng.permutation(5001) / 5001).astype(np.float32)
     tokens = draw(rng, logits, 2000, temperature=10.0, top_k=top_k)
     np.testing.assert_array_equal(np.unique(tokens), np.sort(np.argsort(-logits)[:top_k]))
+
+
+def rows_of_every_kind(rng, vocab):
+    """Distinct logits, a few levels of many equal ones, only equal ones, and but few unmasked."""
+    normal = rng.standard_normal(vocab)
+    few = np.where(rng.permutation(vocab) < 7, normal, -np.inf)
+    return np.stack([2 * normal, np.round(normal), np.zeros(vocab), few]).astype(np.float32)
+
+
+# On a GPU, a block has room for 512 of the tokens that top-k may keep, and has its share of 2052
+# tokens in vectors of four.
+@pytest.mark.parametrize("vocab", [2049, 2052])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": 50},
+        {"top_k": 1000},
+        {"top_k": 2048},
+        {"top_p": 1e-5},  # takes many draws to find
+        {"top_p": 0.3, "min_p": 0.1},
+        {"temperature": 0.8, "top_k": 300, "top_p": 0.5, "min_p": 0.01},
+    ],
+    ids=str,
+)
+def test_draws_from_rows_of_every_kind(rng, vocab, settings):
+    logits = np.repeat(rows_of_every_kind(rng, vocab), 4, axis=0)
+    seen, keys = rng.random(logits.shape) < 0.3, make_keys(rng, len(logits))
+    positions = jnp.arange(len(logits), dtype=jnp.int32)
+    settings = {**settings, "repetition_penalty": 3.0}
+    tokens, _ = run(jnp.asarray(logits), keys, positions, {**settings, "seen": jnp.asarray(seen)})
+    for row, token in enumerate(tokens.tolist()):
+        assert_draw(token, logits[row], seen[row], keys[row], row, **settings)
+
+
+@pytest.mark.parametrize("vocab", [2049, 2052])
+@pytest.mark.parametrize("more", [0, 1])
+def test_top_k_of_equal_logits(rng, vocab, more):
+    logits = np.round(rng.standard_normal(vocab)).astype(np.float32)
+    for level in (2, 1, 0):  # each has many more than the one above
+        top_k = int((logits >= level).sum()) + more
+        tokens = draw(rng, logits, 16, temperature=100.0, top_k=top_k)
+        assert logits[tokens].min() == level - more
+
+
+def test_draws_from_a_large_vocabulary(rng):
+    settings = {
+        "top_k": jnp.asarray([40, 3000, 5000, 0, 0, 200], jnp.int32),
+        "top_p": jnp.asarray([1, 1, 0.9, 0.01, 0.95, 0.8], jnp.float32),
+        "min_p": jnp.asarray([0, 0, 0, 0, 1e-3, 1e-3], jnp.float32),
+    }
+    logits = 2 * rng.standard_normal((6, 128256))
+    logits[5] = np.round(8 * logits[5]) / 8
+    arguments = jnp.asarray(logits, jnp.float32), make_keys(rng, 6), jnp.arange(6, dtype=jnp.int32)
+    tokens, _ = run(*arguments, settings)
+    np.testing.assert_array_equal(tokens, run(*arguments, settings, "reference")[0])
 
 
 @pytest.mark.parametrize(

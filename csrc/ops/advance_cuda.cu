@@ -3,7 +3,7 @@
 #include "core/launch.cuh"
 #include "ops/advance.h"
 #include "ops/embedding.cuh"
-#include "ops/sample_cluster.cuh"
+#include "ops/sample_draw.cuh"
 
 namespace eet {
 

@@ -107,6 +107,10 @@ struct SampleRow {
     return y != y ? -INFINITY : y + 0.0f;
   }
 
+  EET_HOST_DEVICE float Penalized(int64_t token) const {
+    return Penalized(logits[token], seen && seen[token]);
+  }
+
   EET_HOST_DEVICE bool IsGreedy(float max) const {
     return !(temperature > 0) || !(max > -INFINITY && max < INFINITY);
   }
@@ -134,22 +138,5 @@ struct SampleRow {
     return Threefry(key, {position, uint32_t(pair)});
   }
 };
-
-// A threshold among ordered images is found digit by digit, the highest first. Digit i is made of
-// the bits from edge i + 1 up to edge i.
-constexpr int kDigits = 3;
-constexpr int kDigitBits = 11;
-constexpr int kDigitValues = 1 << kDigitBits;
-
-EET_HOST_DEVICE int DigitEdge(int i) { return i < kDigits ? 32 - kDigitBits * i : 0; }
-
-EET_HOST_DEVICE uint32_t Digit(uint32_t image, int i) {
-  return (image >> DigitEdge(i + 1)) & ((1u << (DigitEdge(i) - DigitEdge(i + 1))) - 1);
-}
-
-// Whether two images have the same bits from `edge` up.
-EET_HOST_DEVICE bool SameAbove(int edge, uint32_t a, uint32_t b) {
-  return uint64_t{a ^ b} >> edge == 0;
-}
 
 }  // namespace eet

@@ -1,5 +1,6 @@
-// Drawing the token of a row on the GPU, by a cluster of blocks; thresholds by histograms of the
-// ordered logits, whose integer sums are exact in any order.
+// What a cluster of blocks does together to draw the token of a row on the GPU: reading the logits,
+// and merging what the threads found. All sums are of integers and exact in any order, but the
+// softmax's.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +18,6 @@ namespace eet {
 constexpr int kSampleThreads = 512;
 constexpr int kSampleWarps = kSampleThreads / kWarpSize;
 constexpr int kSampleBlocks = 2;  // on a multiprocessor
-constexpr int kThreadValues = kDigitValues / kSampleThreads;
 static_assert(kSampleWarps <= kWarpSize);
 
 // The best rank and the probabilities' sum of some tokens.
@@ -51,18 +51,45 @@ struct Survey {
   }
 };
 
-struct SampleShared {
-  uint64_t histogram[kDigitValues];
-  uint64_t warp_sums[kSampleWarps];
-  Survey warp_surveys[kSampleWarps];
-  Survey surveys[2];  // this block's: of all logits, of the draw
-  uint64_t above;
-  uint32_t digit;
+// The best rank, and a sum of Mass, of some tokens.
+struct Tally {
+  uint64_t best, mass;
+
+  static __device__ Tally Empty() { return {0, 0}; }
 };
 
-// Calls f(first token, logits, penalized logits) for every kWidth tokens of this thread; kAtOnce of
-// these packs are under way from memory together.
-template <int kWidth, int kAtOnce = 2, typename F>
+// How many tokens reach each of some thresholds.
+constexpr int kThresholds = 7;
+
+struct Counts {
+  uint32_t reach[kThresholds];
+
+  static __device__ Counts Empty() { return {}; }
+};
+
+// Where a T of the whole cluster is put together. Two in turn for the blocks': while some still
+// read the last one, others write the next. Nobody writes the one after before all have read.
+template <typename T>
+struct Merging {
+  T warps[kSampleWarps];
+  T blocks[2];
+};
+
+struct SampleShared {
+  Merging<Survey> surveys;
+  Merging<Tally> tallies;
+  Merging<Counts> counts;
+  uint32_t warp_counts[2][kSampleWarps];
+  uint32_t largest[kSampleThreads];    // images: of each thread's logits; 0 where it has none
+  uint64_t collected[kSampleThreads];  // ranks
+  LogSumExp sum;                       // of the surveys: put aside, for registers are short
+  uint32_t num_collected;              // more than there is room for: the others are lost
+};
+
+// Calls f(first token, logits, penalized logits) for every kWidth tokens of this thread; kVectors
+// of these packs, or twice as many single logits, are under way from memory together: as many as f
+// leaves registers for.
+template <int kWidth, int kVectors = 4, typename F>
 __device__ void ForEachPack(const SampleRow& row, const F& f) {
   struct alignas(kWidth * sizeof(float)) Logits {
     float values[kWidth];
@@ -70,6 +97,7 @@ __device__ void ForEachPack(const SampleRow& row, const F& f) {
   struct alignas(kWidth) Seen {
     uint8_t values[kWidth];
   };
+  constexpr int kAtOnce = kWidth == 1 ? 2 * kVectors : kVectors;
   constexpr int64_t kStride = Cluster::kSize * kSampleThreads;
   const Logits* logits = reinterpret_cast<const Logits*>(row.logits);
   const Seen* seen = reinterpret_cast<const Seen*>(row.seen);
@@ -109,7 +137,15 @@ __device__ inline uint64_t WarpMax(uint64_t value) {
   return uint64_t{high} << 32 | __reduce_max_sync(kFullMask, low);
 }
 
-// Every lane gets the merged survey of the warp.
+__device__ inline uint64_t WarpSum(uint64_t value) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(kFullMask, value, offset);
+  }
+  return value;
+}
+
+// Every lane gets what is merged of the warp's.
 __device__ inline Survey WarpMerge(const Survey& survey) {
   const LogSumExp& mine = survey.sum;
   const float max = FromOrderedImage(__reduce_max_sync(kFullMask, OrderedImage(mine.max)));
@@ -117,184 +153,40 @@ __device__ inline Survey WarpMerge(const Survey& survey) {
   return {WarpMax(survey.best), {max, WarpReduce<Sum>(sum)}};
 }
 
-// Every thread gets the merged survey of the cluster.
-__device__ inline Survey ClusterMerge(const Survey& survey, SampleShared& shared, int stage) {
+__device__ inline Tally WarpMerge(const Tally& tally) {
+  return {WarpMax(tally.best), WarpSum(tally.mass)};
+}
+
+__device__ inline Counts WarpMerge(Counts counts) {
+#pragma unroll
+  for (uint32_t& count : counts.reach) count = __reduce_add_sync(kFullMask, count);
+  return counts;
+}
+
+// Every thread gets what is merged of the cluster's. `turn` is another than of the last call.
+template <typename T>
+__device__ T ClusterMerge(const T& value, Merging<T>& shared, int turn) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const Survey of_warp = WarpMerge(survey);
-  if (lane == 0) shared.warp_surveys[warp] = of_warp;
+  const T of_warp = WarpMerge(value);
+  if (lane == 0) shared.warps[warp] = of_warp;
   __syncthreads();
   if (warp == 0) {
-    const bool exists = lane < kSampleWarps;
-    const Survey of_block = WarpMerge(exists ? shared.warp_surveys[lane] : Survey::Empty());
-    if (lane == 0) shared.surveys[stage] = of_block;
+    const T of_block = WarpMerge(lane < kSampleWarps ? shared.warps[lane] : T::Empty());
+    if (lane == 0) shared.blocks[turn] = of_block;
   }
   Cluster::Sync();
-  Survey of_rank = Survey::Empty();
-  if (lane < Cluster::kSize) of_rank = Cluster::Shared(shared.surveys[stage], lane);
+  T of_rank = T::Empty();
+  if (lane < Cluster::kSize) of_rank = Cluster::Shared(shared.blocks[turn], lane);
   return WarpMerge(of_rank);
 }
 
-__device__ inline uint64_t WarpInclusiveSum(uint64_t value) {
-#pragma unroll
-  for (int offset = 1; offset < kWarpSize; offset *= 2) {
-    const uint64_t lower = __shfl_up_sync(kFullMask, value, offset);
-    if (threadIdx.x % kWarpSize >= offset) value += lower;
-  }
-  return value;
-}
-
-// The sum of `value` over this thread and those before it in the block.
-__device__ inline uint64_t BlockInclusiveSum(uint64_t value, SampleShared& shared,
-                                             uint64_t* total) {
+// Every thread gets the sum over the block. `turn` as above, or a block's barrier lies between.
+__device__ inline uint32_t BlockSum(uint32_t value, SampleShared& shared, int turn) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  value = WarpInclusiveSum(value);
-  if (lane == kWarpSize - 1) shared.warp_sums[warp] = value;
+  value = __reduce_add_sync(kFullMask, value);
+  if (lane == 0) shared.warp_counts[turn][warp] = value;
   __syncthreads();
-  const uint64_t warps = WarpInclusiveSum(lane < kSampleWarps ? shared.warp_sums[lane] : 0);
-  *total = __shfl_sync(kFullMask, warps, kSampleWarps - 1);
-  const uint64_t before = __shfl_sync(kFullMask, warps, std::max(warp - 1, 0));
-  return warp == 0 ? value : before + value;
-}
-
-// Shared memory adds 32 bits natively, 64 bits only by compare and swap.
-__device__ inline void AtomicAddShared(uint64_t* sum, uint64_t value) {
-  uint32_t* words = reinterpret_cast<uint32_t*>(sum);
-  const uint32_t low = uint32_t(value);
-  const uint32_t before = atomicAdd(&words[0], low);
-  const uint32_t high = uint32_t(value >> 32) + (before + low < before);
-  if (high != 0) atomicAdd(&words[1], high);
-}
-
-// The largest image so that the weights of all images from it up, none below `least`, reach
-// goal(sum of the weights). Equal in all threads of the cluster.
-template <int kWidth, typename Weight, typename Goal>
-__device__ uint32_t Threshold(const SampleRow& row, SampleShared& shared, uint32_t least,
-                              const Weight& weight, const Goal& goal_of) {
-  uint32_t prefix = 0;
-  uint64_t above = 0, goal = 0;
-  for (int i = 0; i < kDigits; ++i) {
-    for (int value = threadIdx.x; value < kDigitValues; value += kSampleThreads) {
-      shared.histogram[value] = 0;
-    }
-    __syncthreads();
-    ForEachPack<kWidth>(row, [&](int64_t, const auto&, const auto& logits) {
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        const uint32_t image = OrderedImage(logits[j]);
-        if (image < least || !SameAbove(DigitEdge(i), image, prefix)) continue;
-        AtomicAddShared(&shared.histogram[Digit(image, i)], weight(logits[j]));
-      }
-    });
-    Cluster::Sync();
-    // This thread's values are this one and the ones below.
-    const int value = kDigitValues - 1 - kThreadValues * int(threadIdx.x);
-    uint64_t sums[kThreadValues] = {}, mine = 0, total;
-#pragma unroll 4  // more do not fit the registers
-    for (int rank = 0; rank < Cluster::kSize; ++rank) {
-#pragma unroll
-      for (int j = 0; j < kThreadValues; ++j) {
-        sums[j] += Cluster::Shared(shared.histogram[value - j], rank);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kThreadValues; ++j) mine += sums[j];
-    uint64_t through = above + BlockInclusiveSum(mine, shared, &total) - mine;
-    if (i == 0) goal = goal_of(total);
-#pragma unroll
-    for (int j = 0; j < kThreadValues; ++j) {
-      const uint64_t before = through;
-      through += sums[j];
-      if (before < goal && through >= goal) {  // of one value of one thread
-        shared.digit = value - j;
-        shared.above = before;
-      }
-    }
-    Cluster::Sync();  // the digit is there, and nobody reads the histograms any more
-    prefix |= shared.digit << DigitEdge(i + 1);
-    above = shared.above;
-  }
-  return prefix;
-}
-
-// The smallest kept image, min-p aside.
-template <int kWidth>
-__device__ uint32_t Threshold(const SampleRow& row, SampleShared& shared, float max) {
-  uint32_t least = 0;
-  if (row.FiltersByRank()) {
-    least = Threshold<kWidth>(
-        row, shared, least, [](float) { return uint64_t{1}; },
-        [&](uint64_t) { return uint64_t(row.top_k); });
-  }
-  if (row.FiltersByMass()) {
-    least = Threshold<kWidth>(
-        row, shared, least, [&](float logit) { return row.Mass(row.Scaled(logit, max)); },
-        [&](uint64_t total) { return row.MassGoal(total); });
-  }
-  return least;
-}
-
-// The random bits of kWidth tokens from `first` on.
-template <int kWidth>
-__device__ void RandomBits(const SampleRow& row, int64_t first, uint32_t (&bits)[kWidth]) {
-  if constexpr (kWidth == 1) {
-    const RandomPair pair = row.Bits(first / 2);
-    bits[0] = first % 2 == 0 ? pair.first : pair.second;
-  } else {
-#pragma unroll
-    for (int j = 0; j < kWidth; j += 2) {
-      const RandomPair pair = row.Bits((first + j) / 2);
-      bits[j] = pair.first;
-      bits[j + 1] = pair.second;
-    }
-  }
-}
-
-// This thread's best token of those kept.
-template <int kWidth>
-__device__ uint64_t BestKept(const SampleRow& row, uint32_t least, float max) {
-  uint64_t best = 0;
-  ForEachPack<kWidth>(row, [&](int64_t token, const auto&, const auto& logits) {
-    bool any = false;
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) any |= OrderedImage(logits[j]) >= least;
-    if (!any) return;
-    uint32_t bits[kWidth];
-    RandomBits(row, token, bits);
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) {
-      const float scaled = row.Scaled(logits[j], max);
-      if (OrderedImage(logits[j]) < least || !row.PassesMinP(scaled)) continue;
-      best = std::max(best, Rank(scaled + Gumbel(bits[j]), token + j));
-    }
-  });
-  return best;
-}
-
-struct Drawn {
-  int32_t token;
-  LogSumExp sum;  // over the raw logits
-};
-
-// A row's token, in every thread of the cluster, by vectors of kWidth logits. No block may leave
-// before Cluster::Await, while others read its shared memory.
-template <int kWidth>
-__device__ Drawn DrawToken(const SampleRow& row, SampleShared& shared) {
-  Survey survey = Survey::Empty();
-  ForEachPack<kWidth, kWidth == 1 ? 8 : 4>(
-      row, [&](int64_t token, const auto& logits, const auto& penalized) {
-        survey.Push(token, logits, penalized);
-      });
-  survey = ClusterMerge(survey, shared, 0);
-  const float max = RankScore(survey.best);
-  if (row.IsGreedy(max)) return {RankToken(survey.best), survey.sum};
-  Survey drawn = Survey::Empty();
-  drawn.best = BestKept<kWidth>(row, Threshold<kWidth>(row, shared, max), max);
-  return {RankToken(ClusterMerge(drawn, shared, 1).best), survey.sum};
-}
-
-// Whether rows can be read in vectors of four logits.
-inline bool InVectors(const SampleArgs& args) {
-  return args.vocab % 4 == 0 && IsAligned16(args.logits) && IsAligned16(args.seen);
+  return __reduce_add_sync(kFullMask, lane < kSampleWarps ? shared.warp_counts[turn][lane] : 0u);
 }
 
 }  // namespace eet

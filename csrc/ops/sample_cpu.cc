@@ -7,10 +7,6 @@
 
 namespace eet {
 
-static float Penalized(const SampleRow& row, int64_t token) {
-  return row.Penalized(row.logits[token], row.seen && row.seen[token]);
-}
-
 // NaN is never the largest.
 static float LargestOf(const float* values, int64_t size) {
   Floats largest = Broadcast(-INFINITY);
@@ -29,7 +25,7 @@ static uint64_t Argmax(const SampleRow& row) {
   for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
     float penalized[kBlock];
     const int64_t size = std::min(kBlock, row.vocab - begin);
-    for (int64_t i = 0; i < size; ++i) penalized[i] = Penalized(row, begin + i);
+    for (int64_t i = 0; i < size; ++i) penalized[i] = row.Penalized(begin + i);
     const float candidate = LargestOf(penalized, size);
     if (candidate > largest) {
       largest = candidate;
@@ -38,7 +34,7 @@ static uint64_t Argmax(const SampleRow& row) {
   }
   uint64_t best = 0;
   for (int64_t token = found; token < std::min(row.vocab, found + kBlock); ++token) {
-    best = std::max(best, Rank(Penalized(row, token), token));
+    best = std::max(best, Rank(row.Penalized(token), token));
   }
   return best;
 }
@@ -70,6 +66,21 @@ static float LogProbability(const SampleRow& row, int64_t token) {
   return sum.LogProbability(row.logits[token]);
 }
 
+// A threshold among ordered images is found digit by digit, the highest first. Digit i is made of
+// the bits from edge i + 1 up to edge i.
+constexpr int kDigits = 3;
+constexpr int kDigitBits = 11;
+constexpr int kDigitValues = 1 << kDigitBits;
+
+static int DigitEdge(int i) { return i < kDigits ? 32 - kDigitBits * i : 0; }
+
+static uint32_t Digit(uint32_t image, int i) {
+  return (image >> DigitEdge(i + 1)) & ((1u << (DigitEdge(i) - DigitEdge(i + 1))) - 1);
+}
+
+// Whether two images have the same bits from `edge` up.
+static bool SameAbove(int edge, uint32_t a, uint32_t b) { return uint64_t{a ^ b} >> edge == 0; }
+
 // The largest image so that the weights of all images from it up, none below `least`, reach
 // goal(sum of the weights).
 template <typename Weight, typename Goal>
@@ -81,7 +92,7 @@ static uint32_t Threshold(const SampleRow& row, uint32_t least, const Weight& we
     uint64_t histogram[kDigitValues] = {};
     uint64_t total = 0;
     for (int64_t token = 0; token < row.vocab; ++token) {
-      const float logit = Penalized(row, token);
+      const float logit = row.Penalized(token);
       const uint32_t image = OrderedImage(logit);
       if (image < least || !SameAbove(DigitEdge(i), image, prefix)) continue;
       const uint64_t mass = weight(logit);
@@ -126,7 +137,7 @@ static int32_t Draw(const SampleRow& row, float max) {
     }
     const int64_t end = std::min(row.vocab, begin + 2 * kPairs);
     for (int64_t token = begin; token < end; ++token) {
-      const float logit = Penalized(row, token);
+      const float logit = row.Penalized(token);
       if (OrderedImage(logit) < least) continue;
       const float scaled = row.Scaled(logit, max);
       const uint32_t token_bits = bits[token % 2][(token - begin) / 2];

@@ -1,6 +1,6 @@
 // Sampling on the GPU: one cluster of blocks per row.
 #include "core/launch.cuh"
-#include "ops/sample_cluster.cuh"
+#include "ops/sample_draw.cuh"
 
 namespace eet {
 

@@ -112,8 +112,8 @@ T Shuffle(unsigned mask, T value, int from, Where where) {
 template <typename T, typename F>
 T Reduce(unsigned mask, T value, Where where, const F& f) {
   Meet("a reduction", mask, value, where, [&](const auto& lanes) {
-    T result = value;
-    for (const T* lane : lanes) result = lane ? f(result, *lane) : result;
+    T result = value;  // this lane's
+    for (const T* lane : lanes) result = lane && lane != &value ? f(result, *lane) : result;
     for (T* lane : lanes) {
       if (lane) *lane = result;
     }
@@ -155,6 +155,11 @@ T __reduce_min_sync(unsigned mask, T value, emulated::Where where = emulated::Wh
 template <typename T>
 T __reduce_max_sync(unsigned mask, T value, emulated::Where where = emulated::Where::current()) {
   return emulated::Reduce(mask, value, where, [](T a, T b) { return max(a, b); });
+}
+
+template <typename T>
+T __reduce_add_sync(unsigned mask, T value, emulated::Where where = emulated::Where::current()) {
+  return emulated::Reduce(mask, value, where, [](T a, T b) { return a + b; });
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool value,
