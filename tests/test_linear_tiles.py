@@ -1,6 +1,6 @@
 """Products of many rows that are finished without a second pass: activations and gates where the
-tiles of a GPU's kernel end. Tiles have 128 rows, in pairs, eight pairs behind each other; 128 or
-256 outputs; and 64 columns at a time."""
+tiles of a GPU's kernel end. Tiles have 128 rows, in pairs, eight pairs behind each other; 64, 128
+or 256 outputs; and 64 columns at a time."""
 
 from __future__ import annotations
 

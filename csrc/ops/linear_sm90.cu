@@ -8,7 +8,7 @@ namespace eet {
 template <typename T, typename Y>
 void LinearSm90(Stream stream, const LinearArgs<T, Y>& args) {
   const LinearSizes sizes{.rows = args.rows, .in = args.in, .out = args.out};
-  WithLinearShape<T>(sizes, [&]<class Shape>(Shape) {
+  WithLinearShape<T, 64>(sizes, [&]<class Shape>(Shape) {
     if constexpr (std::is_same_v<T, Y>) {
       const auto launch = args.gated ? LaunchLinearSm90<Shape, LinearGates<Shape>>
                                      : LaunchLinearSm90<Shape, LinearOutputs<Shape>>;

@@ -83,23 +83,31 @@ using WideTiles = LinearShape<T, 256, 4>;
 template <typename T>
 using NarrowTiles = LinearShape<T, 128, 6>;
 
-// How many tiles a cluster has, one after the other.
+template <typename T>
+using SlimTiles = LinearShape<T, 64, 8>;
+
+// How long a product takes, in times of a wide tile: clusters have tiles one after the other.
+// Narrow ones take more than their share.
 template <class Shape>
-int LinearRounds(const LinearSizes& sizes) {
+double LinearTime(const LinearSizes& sizes) {
+  constexpr double kTileTime = Shape::kOuts == 256 ? 1.0 : Shape::kOuts == 128 ? 0.55 : 0.32;
   const auto tiles = LinearTiles::Of(sizes.rows, sizes.in, sizes.out, std::type_identity<Shape>{});
   const int clusters = Multiprocessors() / kLinearBlocks;
-  return (tiles.pairs * tiles.strips + clusters - 1) / clusters;
+  return kTileTime * ((tiles.pairs * tiles.strips + clusters - 1) / clusters);
 }
 
-// Calls launch with the shape of the tiles that are ready first.
-template <typename T, typename F>
+// Calls launch with the shape of the tiles that are ready first, of those that have kLeastOuts
+// outputs.
+template <typename T, int kLeastOuts, typename F>
 void WithLinearShape(const LinearSizes& sizes, const F& launch) {
-  constexpr double kNarrowTime = 0.55;  // of a tile, beside a wide one
-  if (kNarrowTime * LinearRounds<NarrowTiles<T>>(sizes) < LinearRounds<WideTiles<T>>(sizes)) {
-    launch(NarrowTiles<T>{});
-  } else {
-    launch(WideTiles<T>{});
+  const double wide = LinearTime<WideTiles<T>>(sizes), narrow = LinearTime<NarrowTiles<T>>(sizes);
+  if constexpr (kLeastOuts <= 64) {
+    if (LinearTime<SlimTiles<T>>(sizes) < std::min(narrow, wide)) return launch(SlimTiles<T>{});
   }
+  if constexpr (kLeastOuts <= 128) {
+    if (narrow < wide) return launch(NarrowTiles<T>{});
+  }
+  launch(WideTiles<T>{});
 }
 
 }  // namespace eet

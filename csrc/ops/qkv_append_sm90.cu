@@ -18,16 +18,11 @@ static bool IsAligned(const LinearArgs<T>& product, const RotaryAppendArgs<T>& a
 template <int kDim, typename T>
 static void Launch(Stream stream, const LinearArgs<T>& product, const RotaryAppendArgs<T>& append) {
   const LinearSizes sizes{.rows = product.rows, .in = product.in, .out = product.out};
-  const auto launch = [&]<class Shape>(Shape) {
+  WithLinearShape<T, kDim>(sizes, [&]<class Shape>(Shape) {
     LaunchLinearSm90<Shape, QkvHeads<Shape, kDim>>(
         stream, product.x, product.kernel, sizes,
         {.bias = product.bias, .out = product.out, .append = append});
-  };
-  if constexpr (NarrowTiles<T>::kOuts % kDim == 0) {
-    WithLinearShape<T>(sizes, launch);
-  } else {
-    launch(WideTiles<T>{});
-  }
+  });
 }
 
 template <typename T>
