@@ -9,7 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from eet_jax.plan import CHUNK_ALIGNMENT
+
 Chunk = Callable[[Any, int, Any], Any]
+
+_TILE_ROWS = 256  # that a GPU's products of many rows compute together
 
 
 @jax.tree_util.register_dataclass
@@ -53,18 +57,39 @@ def pack(tokens: jax.Array, lengths: jax.Array, starts: jax.Array) -> Packed:
     )
 
 
+def chunk_size(tokens: int, limit: int) -> int:
+    """Tokens of a chunk, ``limit`` at most, where there are so many in all.
+
+    Chunks are computed whole, the last one too: so they are equal, and of whole tiles of products
+    where that leaves less to compute.
+    """
+    if tokens <= limit:
+        return tokens
+
+    def size(chunks: int) -> int:
+        return min(limit, _multiple(-(-tokens // chunks), CHUNK_ALIGNMENT))
+
+    fewest = -(-tokens // limit)
+    return size(min(range(fewest, fewest + 4), key=lambda n: n * _multiple(size(n), _TILE_ROWS)))
+
+
 def padded_tokens(packed: Packed, limit: int) -> int:
     """Tokens of all chunks of at most ``limit`` tokens together."""
-    size = min(packed.size, limit)
-    return -(-packed.size // size) * size if size else 0
+    size = chunk_size(packed.size, limit)
+    return _multiple(packed.size, size) if size else 0
 
 
 def for_chunks(packed: Packed, limit: int, chunk: Chunk, carry: Any) -> Any:
     """Calls ``chunk(start, size, carry)`` for each chunk with a real token, ``limit`` at most."""
-    size = min(packed.size, limit)
+    size = chunk_size(packed.size, limit)
     if size == 0:
         return carry
     if size == packed.size:
         return chunk(0, size, carry)
     chunks = (packed.count + size - 1) // size
     return jax.lax.fori_loop(0, chunks, lambda i, carry: chunk(i * size, size, carry), carry)
+
+
+def _multiple(number: int, of: int) -> int:
+    """Rounds up."""
+    return -(-number // of) * of
