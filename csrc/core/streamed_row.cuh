@@ -109,7 +109,7 @@ class StreamedRow {
       shared.full[i].Init(1);
       shared.empty[i].Init(kWarps);
     }
-    for (Barrier& summed : shared.summed) summed.Init(1);
+    for (Barrier& summed : shared.summed) summed.Init(kBlocks == 1 ? kWarps : 1);
     FenceBarriers();
   }
 
@@ -165,8 +165,15 @@ class StreamedRow {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
     float (&sums)[kSums] = shared_.sums[exchange_.index];
     Barrier& summed = shared_.summed[exchange_.index];
-    if (threadIdx.x == 0) summed.ArriveExpecting(sizeof(sums));
-    if (lane < kBlocks) StoreAt(lane, sums[Team::Rank() * kWarps + warp], sum, summed);
+    if constexpr (kBlocks == 1) {  // no cluster: its instructions are illegal
+      if (lane == 0) {
+        sums[warp] = sum;
+        summed.Arrive();
+      }
+    } else {
+      if (threadIdx.x == 0) summed.ArriveExpecting(sizeof(sums));
+      if (lane < kBlocks) StoreAt(lane, sums[Team::Rank() * kWarps + warp], sum, summed);
+    }
     summed.Wait(exchange_.parity);
     exchange_.Advance();
     sum = 0;
