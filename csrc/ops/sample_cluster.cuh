@@ -67,6 +67,14 @@ struct Counts {
   static __device__ Counts Empty() { return {}; }
 };
 
+// Sums of Mass, and whether some of the collected tokens were lost.
+struct Masses {
+  uint64_t all, collected;
+  uint32_t lost;
+
+  static __device__ Masses Empty() { return {}; }
+};
+
 // Where a T of the whole cluster is put together. Two in turn for the blocks': while some still
 // read the last one, others write the next. Nobody writes the one after before all have read.
 template <typename T>
@@ -79,6 +87,7 @@ struct SampleShared {
   Merging<Survey> surveys;
   Merging<Tally> tallies;
   Merging<Counts> counts;
+  Merging<Masses> masses;
   uint32_t warp_counts[2][kSampleWarps];
   uint32_t largest[kSampleThreads];    // images: of each thread's logits; 0 where it has none
   uint64_t collected[kSampleThreads];  // ranks
@@ -155,6 +164,11 @@ __device__ inline Survey WarpMerge(const Survey& survey) {
 
 __device__ inline Tally WarpMerge(const Tally& tally) {
   return {WarpMax(tally.best), WarpSum(tally.mass)};
+}
+
+__device__ inline Masses WarpMerge(const Masses& masses) {
+  return {WarpSum(masses.all), WarpSum(masses.collected),
+          __reduce_max_sync(kFullMask, masses.lost)};
 }
 
 __device__ inline Counts WarpMerge(Counts counts) {

@@ -1,6 +1,7 @@
 // Drawing the token of a row on the GPU, by a cluster of blocks. A token drawn of more than top_p
 // keeps is the draw of those kept if it is one of them, so no threshold is looked for: a token is
-// drawn, the mass above it tells whether it is kept, and if not, it and what is below are out.
+// drawn, the mass above it tells whether it is kept, and if not, it and what is below are out. What
+// may be kept is collected before, if there is room, and only that is drawn of.
 #pragma once
 
 #include "ops/sample_threshold.cuh"
@@ -24,6 +25,10 @@ struct TokensInMemory {
 struct CollectedToken {
   bool exists;
   uint64_t rank;
+
+  static __device__ CollectedToken Mine(const SampleShared& shared) {
+    return {threadIdx.x < shared.num_collected, shared.collected[threadIdx.x]};
+  }
 
   template <int kVectors, typename F>
   __device__ void ForEach(const F& f) const {
@@ -85,12 +90,12 @@ struct Draw {
   }
 };
 
-// The token drawn of those that reach `least` and are kept by top-p and min-p. The largest logit is
-// always kept, so this ends: after 1 - log(top_p) draws on average.
+// The token drawn of those that reach `least` and are kept by top-p, whose goal is all these
+// tokens' if it is 0, and min-p. The largest logit is always kept, so this ends: after 1 -
+// log(top_p) draws on average.
 template <typename Tokens>
 __device__ int32_t DrawKept(const SampleRow& row, const Tokens& tokens, SampleShared& shared,
-                            float max, uint32_t least) {
-  uint64_t goal = 0;
+                            float max, uint32_t least, uint64_t goal) {
   for (;;) {
     const Draw draw{row, max, least};
     Tally drawn = Tally::Empty(), above = Tally::Empty();
@@ -110,18 +115,25 @@ __device__ int32_t DrawKept(const SampleRow& row, const Tokens& tokens, SampleSh
 // A row's token where it is not the one of the largest logit.
 template <int kWidth>
 __device__ int32_t DrawFiltered(const SampleRow& row, SampleShared& shared, float max) {
-  uint32_t least = 0;
+  const TokensInMemory<kWidth> all{row};
+  const uint32_t high = OrderedImage(max) + 1;
   if (row.FiltersByRank()) {
-    const uint32_t high = OrderedImage(max) + 1;
-    const uint32_t bound = RankBound(row, shared, high);
+    const uint32_t bound = RankBound(shared, row.top_k, high);
     if (Collect<kWidth>(row, shared, bound)) {
-      const CollectedToken mine{threadIdx.x < shared.num_collected, shared.collected[threadIdx.x]};
-      least = CollectedThreshold(row, shared, bound, high);
-      return DrawKept(row, mine, shared, max, least);
+      const uint32_t least = CollectedThreshold(row, shared, bound, high);
+      return DrawKept(row, CollectedToken::Mine(shared), shared, max, least, 0);
     }
-    least = CountedThreshold<kWidth>(row, shared, bound, high);
+    return DrawKept(row, all, shared, max, CountedThreshold<kWidth>(row, shared, bound, high), 0);
   }
-  return DrawKept(row, TokensInMemory<kWidth>{row}, shared, max, least);
+  uint64_t goal = 0;
+  if (row.FiltersByMass()) {
+    constexpr uint32_t kProbable = Cluster::kSize * kSampleThreads / 2;
+    const uint32_t bound = RankBound(shared, kProbable, high);
+    if (CollectProbable<kWidth>(row, shared, max, bound, goal)) {
+      return DrawKept(row, CollectedToken::Mine(shared), shared, max, bound, goal);
+    }
+  }
+  return DrawKept(row, all, shared, max, 0, goal);
 }
 
 struct Drawn {

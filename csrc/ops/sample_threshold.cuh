@@ -1,7 +1,8 @@
-// The top_k largest logits of a row on the GPU. As many of the threads' largest logits as top_k
-// give a bound that hardly more logits than those reach: they are collected in shared memory, and
-// the rest of the draw looks at nothing else. Where they find no room there (top_k in thousands,
-// thousands of equal logits), passes over the row count what reaches a threshold.
+// The largest logits of a row on the GPU. As many of the threads' largest logits as top_k give a
+// bound that hardly more logits than those reach: they are collected in shared memory, and the rest
+// of the draw looks at nothing else. Where they find no room there (top_k in thousands, thousands
+// of equal logits), passes over the row count what reaches a threshold. For top-p as many are
+// collected as find room: as a rule the others have no share in it.
 #pragma once
 
 #include "ops/sample_cluster.cuh"
@@ -26,21 +27,23 @@ __device__ inline uint32_t ThresholdOf(const uint32_t (&images)[Cluster::kSize],
   return low;
 }
 
-// A threshold that at least top_k logits reach, and not many more: as many threads' largest do. 0
-// if fewer than top_k threads have logits. The merge of the surveys has made the images visible.
-__device__ inline uint32_t RankBound(const SampleRow& row, SampleShared& shared, uint32_t high) {
+// A threshold that at least `wanted` logits reach, and not many more: as many threads' largest do.
+// 0 if fewer threads have logits. The merge of the surveys has made the images visible.
+__device__ inline uint32_t RankBound(SampleShared& shared, uint32_t wanted, uint32_t high) {
   uint32_t images[Cluster::kSize];
 #pragma unroll
   for (int rank = 0; rank < Cluster::kSize; ++rank) {
     images[rank] = Cluster::Shared(shared.largest[threadIdx.x], rank);
   }
-  return ThresholdOf(images, row.top_k, 0, high, shared);
+  return ThresholdOf(images, wanted, 0, high, shared);
 }
 
-// Whether each block had room for its tokens that reach `bound`.
-template <int kWidth>
-__device__ bool Collect(const SampleRow& row, SampleShared& shared, uint32_t bound) {
+// Collects this block's tokens that reach `bound`, and calls also(logits) for all.
+template <int kWidth, typename F>
+__device__ void CollectTokens(const SampleRow& row, SampleShared& shared, uint32_t bound,
+                              const F& also) {
   ForEachPack<kWidth>(row, [&](int64_t first, const auto&, const auto& logits) {
+    also(logits);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
       if (OrderedImage(logits[j]) < bound) continue;
@@ -48,6 +51,12 @@ __device__ bool Collect(const SampleRow& row, SampleShared& shared, uint32_t bou
       if (at < kSampleThreads) shared.collected[at] = Rank(logits[j], first + j);
     }
   });
+}
+
+// Whether each block had room for its tokens that reach `bound`.
+template <int kWidth>
+__device__ bool Collect(const SampleRow& row, SampleShared& shared, uint32_t bound) {
+  CollectTokens<kWidth>(row, shared, bound, [](const auto&) {});
   Cluster::Sync();  // all is collected, and stays to the end
   bool fits = true;
 #pragma unroll
@@ -55,6 +64,26 @@ __device__ bool Collect(const SampleRow& row, SampleShared& shared, uint32_t bou
     fits &= Cluster::Shared(shared.num_collected, rank) <= kSampleThreads;
   }
   return fits;
+}
+
+// Whether each block had room for its tokens that reach `bound`, and top-p keeps no others. Returns
+// in `goal` the mass that is top-p's share.
+template <int kWidth>
+__device__ bool CollectProbable(const SampleRow& row, SampleShared& shared, float max,
+                                uint32_t bound, uint64_t& goal) {
+  Masses masses = Masses::Empty();
+  CollectTokens<kWidth>(row, shared, bound, [&](const auto& logits) {
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) masses.all += row.Mass(row.Scaled(logits[j], max));
+  });
+  __syncthreads();  // the block has collected
+  if (threadIdx.x < shared.num_collected) {
+    masses.collected = row.Mass(row.Scaled(RankScore(shared.collected[threadIdx.x]), max));
+  }
+  masses.lost = shared.num_collected > kSampleThreads;
+  masses = ClusterMerge(masses, shared.masses, 0);
+  goal = row.MassGoal(masses.all);
+  return !masses.lost && masses.collected >= goal;
 }
 
 // The smallest kept image or one that as many logits reach, from what all blocks collected.
