@@ -17,7 +17,7 @@ import pytest
 
 from eet_jax import cli, models
 
-PROGRAM = [sys.executable, "-c", "from eet_jax.cli import main; main()"]
+PROGRAM = (sys.executable, "-m", "eet_jax")
 
 TEMPLATE = "{% for m in messages %}{{ m.role }} said {{ m.content }}\n{% endfor %}"
 

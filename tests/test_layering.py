@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the top floor to the ground; modules of one floor may import each other.
 FLOORS = [
-    {"cli"},
+    {"__main__", "cli"},
     {"installation", "llm"},
     {"text", "generation", "requests", "pretrained"},
     {"linen", "nnx", "module_call", "forward"},

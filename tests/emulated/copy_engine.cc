@@ -91,6 +91,8 @@ void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier) {
 
 void StoreAt(int rank, float& variable, float value, Barrier& barrier) {
   const uint32_t address = SharedAddress(&variable);
+  emulated::Check(emulated::current->block->grid->cluster_blocks > 1,
+                  "a store to a block of the cluster, and there is none");
   emulated::Block& block = *emulated::current->block->grid->live.at(rank);
   emulated::At(block, address, sizeof(value));
   Order(block, barrier.Address(), sizeof(value),
