@@ -84,6 +84,16 @@ __device__ __forceinline__ void ForEachPair(Activation activation, int out, int6
   });
 }
 
+template <class Shape>
+__device__ __forceinline__ void ActivateSums(Activation activation, int out, int64_t outs,
+                                             LinearSums<Shape>& sums) {
+  ForEachPair<Shape>(activation, out, outs, sums,
+                     [](Activation constant, float& first, float& second) {
+                       first = Activate(constant, first);
+                       second = Activate(constant, second);
+                     });
+}
+
 // A tile's results in pairs: word [2 * n + i] has those of block n of eight outputs, in row i.
 template <class Shape>
 using LinearWords = uint32_t[Shape::kOuts / 4];
@@ -148,11 +158,7 @@ class LinearOutputs {
   }
 
   __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
-    ForEachPair<Shape>(args_.activation, out_, args_.out, sums,
-                       [](Activation activation, float& first, float& second) {
-                         first = Activate(activation, first);
-                         second = Activate(activation, second);
-                       });
+    ActivateSums<Shape>(args_.activation, out_, args_.out, sums);
     if (args_.residual && args_.activation != Activation::kNone) AddResidual(sums);
     LinearWords<Shape> words;
     Pack<Shape>(sums, words);
@@ -198,11 +204,7 @@ class LinearFloats {
   }
 
   __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
-    ForEachPair<Shape>(args_.activation, out_, args_.out, sums,
-                       [](Activation activation, float& first, float& second) {
-                         first = Activate(activation, first);
-                         second = Activate(activation, second);
-                       });
+    ActivateSums<Shape>(args_.activation, out_, args_.out, sums);
     const bool in_pairs = args_.out % 2 == 0 && !args_.residual;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
