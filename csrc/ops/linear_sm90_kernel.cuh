@@ -10,8 +10,8 @@
 //   * Two blocks, a cluster, have the same outputs: each copies half of the kernel's tile into the
 //     shared memory of both, else the second cache could not keep up.
 //
-// Where tiles of 256 outputs are too few for all multiprocessors, they have 128. An output's sum
-// has the same order in both: a row's bits do not depend on other rows.
+// Where tiles of 256 outputs are too few for all multiprocessors, they have 128 or 64. An output's
+// sum has the same order in all: a row's bits do not depend on other rows.
 #pragma once
 
 #include <algorithm>
