@@ -130,6 +130,33 @@ def test_packed_tokens(rng, dtype):
     assert_close(out, want, scale=2.0)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_more_items_than_warps(rng, dtype):
+    """Rows of very different lengths in any order, and whole groups of tokens without a row."""
+    lengths = tuple(rng.choice([0, 1, 130, 700, 1000, 1000], size=100).tolist())
+    case = make_case(rng, dtype=dtype, lengths=lengths, kv_heads=4, group=12, head_dim=8)
+    rows = np.concatenate([np.full(33, -1), rng.permutation(100)[:65], [-1, 100]])
+    known = (rows >= 0) & (rows < 100)
+    positions = np.where(known, np.take(lengths, rows, mode="clip") - 1, 7)
+
+    def attend(tokens, table, rows):
+        out, _ = _decode_attention(
+            case.q[tokens], case.k, case.v, table, jnp.asarray(rows, jnp.int32),
+            jnp.asarray(positions[tokens], jnp.int32), jnp.zeros(0),
+            layer=LAYER, window=0, scale=0.5, soft_cap=0.0,
+        )  # fmt: skip
+        return out
+
+    out = attend(np.arange(100), case.page_table, rows)
+    q = float64(case.q)
+    want = [expected_row(q[i], *case.rows[rows[i]], scale=0.5) if known[i] else 0 * q[i]
+            for i in range(100)]  # fmt: skip
+    assert_close(out, np.stack(want), scale=2.0)
+    for token in (33, 50, 64, 97):
+        alone = attend(np.array([token]), case.page_table[rows[token]][None], [0])
+        np.testing.assert_array_equal(float64(alone[0]), float64(out[token]))
+
+
 @pytest.mark.parametrize("mapped", ["q", "k", "lengths"])
 def test_vmap(rng, mapped):
     cases = [make_case(rng, lengths=(5, 40)) for _ in range(3)]

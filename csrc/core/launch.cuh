@@ -70,6 +70,15 @@ unsigned BlocksAtATime(void (*kernel)(Parameters...), const LaunchShape& shape) 
   return unsigned(clusters) * shape.cluster_blocks;
 }
 
+// The same of a kernel without clusters, on any GPU.
+template <typename... Parameters>
+unsigned ResidentBlocks(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  int blocks = 0;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, int(shape.block.x),
+                                                shape.shared_bytes);
+  return unsigned(blocks * Multiprocessors());
+}
+
 template <typename... Parameters, typename... Arguments>
 void LaunchEarly(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                  const Arguments&... arguments) {

@@ -70,12 +70,17 @@ constexpr int64_t DecodeAttentionScratch(int64_t tokens, int64_t heads, int64_t 
   return tokens * heads * MaxSplits(max_keys) * (head_dim + 2);
 }
 
+// Of a token of `row` at `position`.
 template <typename T>
-EET_HOST_DEVICE KeySplits SplitsOf(const DecodeAttentionArgs<T>& args, int64_t token) {
-  const int row = args.rows[token];
+EET_HOST_DEVICE KeySplits SplitsOf(const DecodeAttentionArgs<T>& args, int row, int position) {
   if (row < 0 || row >= args.batch) return KeySplits(KeyRange{});
   const int64_t max_keys = args.max_pages * args.page_size;
-  return KeySplits(VisibleKeys(args.positions[token], max_keys, args.window, /*causal=*/true));
+  return KeySplits(VisibleKeys(position, max_keys, args.window, /*causal=*/true));
+}
+
+template <typename T>
+EET_HOST_DEVICE KeySplits SplitsOf(const DecodeAttentionArgs<T>& args, int64_t token) {
+  return SplitsOf(args, args.rows[token], args.positions[token]);
 }
 
 // What a split leaves for the merge; those of one head follow each other.

@@ -1,5 +1,5 @@
-// What the decode attention kernels share on the GPU: which part of the work a block has, and how
-// its warps' results become the split's.
+// How decode attention is dealt on the GPU: an item is some query heads of one KV head over one
+// split of a row's keys.
 #pragma once
 
 #include "core/launch.cuh"
@@ -8,71 +8,46 @@
 
 namespace eet {
 
-constexpr int kBlockHeads = 8;  // query heads of a block at most
+constexpr int kItemHeads = 8;  // query heads of an item at most: the columns of a product
 
-// Query heads of one token that share a KV head, over one split of the keys; none beyond the last.
-struct SplitBlock {
-  int64_t token, row, kv_head, first_head;
-  int heads, split, position;
-  KeyRange keys;
+struct SplitItem {
+  int token = 0, row = 0, position = 0;
+  int kv_head = 0, first_head = 0, heads = 0;  // heads: from the first on; 0: no item
+  int split = 0, splits = 0;
+  KeyRange keys = {};
 };
 
-// Blocks for the query heads of a KV head.
+// Into how many blocks the query heads of a KV head are divided.
 template <typename T>
-__host__ __device__ int64_t HeadBlocks(const DecodeAttentionArgs<T>& args) {
-  return (args.heads / args.kv_heads + kBlockHeads - 1) / kBlockHeads;
+EET_HOST_DEVICE int HeadBlocks(const DecodeAttentionArgs<T>& args) {
+  return (int(args.heads) / int(args.kv_heads) + kItemHeads - 1) / kItemHeads;
 }
 
+// Of one split of a row, for all its heads.
 template <typename T>
-dim3 SplitGrid(const DecodeAttentionArgs<T>& args) {
-  return dim3(unsigned(args.tokens), unsigned(args.kv_heads * HeadBlocks(args)),
-              unsigned(MaxSplits(args.max_pages * args.page_size)));
+EET_HOST_DEVICE int ItemsOfSplit(const DecodeAttentionArgs<T>& args) {
+  return int(args.kv_heads) * HeadBlocks(args);
 }
 
+// Item `index` of a token, split by split; without heads beyond its last.
 template <typename T>
-__device__ SplitBlock ThisBlock(const DecodeAttentionArgs<T>& args) {
-  const int64_t group = args.heads / args.kv_heads;
-  const int64_t kv_head = blockIdx.y / HeadBlocks(args);
-  const int64_t head = blockIdx.y % HeadBlocks(args) * kBlockHeads;
-  const KeySplits splits = SplitsOf(args, blockIdx.x);
-  const int split = blockIdx.z;
-  return {.token = blockIdx.x,
-          .row = args.rows[blockIdx.x],
+__device__ SplitItem ItemOf(const DecodeAttentionArgs<T>& args, int token, int row, int position,
+                            int index) {
+  const KeySplits splits = SplitsOf(args, row, position);
+  const int split = index / ItemsOfSplit(args), block = index % ItemsOfSplit(args);
+  if (split >= splits.count) return {};
+  const int group = int(args.heads) / int(args.kv_heads);
+  const int kv_head = block / HeadBlocks(args);
+  const int head = block % HeadBlocks(args) * kItemHeads;
+  return {.token = token,
+          .row = row,
+          .position = position,
           .kv_head = kv_head,
           .first_head = kv_head * group + head,
-          .heads = int(min(int64_t{kBlockHeads}, group - head)),
+          .heads = min(kItemHeads, group - head),
           .split = split,
-          .position = args.positions[blockIdx.x],
-          .keys = split < splits.count ? splits[split] : KeyRange{}};
-}
-
-// What the warps of a block have found, in shared memory.
-template <int kWarps, int kDim>
-struct WarpResults {
-  static constexpr int kStride = kDim + 4;  // spreads the heads over the banks
-
-  SoftmaxState states[kWarps][kBlockHeads];
-  float sums[kWarps][kBlockHeads][kStride];
-};
-
-// Merges the warps' results in order. By all threads of the block, after a barrier.
-template <int kWarps, int kDim, typename T>
-__device__ void WritePartials(const DecodeAttentionArgs<T>& args, const SplitBlock& block,
-                              const WarpResults<kWarps, kDim>& results) {
-  for (int i = threadIdx.x; i < block.heads * kDim; i += kWarps * kWarpSize) {
-    const int head = i / kDim, col = i % kDim;
-    if (col >= args.head_dim) continue;
-    SoftmaxState state;
-    float sum = 0.0f;
-#pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp) {
-      const auto [before, factor] = state.Merge(results.states[warp][head]);
-      sum = sum * before + results.sums[warp][head][col] * factor;
-    }
-    const Partial partial = PartialOf(args, block.token, block.first_head + head, block.split);
-    partial.sums[col] = sum;
-    if (col == 0) *partial.state = state;
-  }
+          .splits = splits.count,
+          .keys = splits[split]};
 }
 
 }  // namespace eet

@@ -69,7 +69,14 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute, int by
   return cudaSuccess;
 }
 
-// Of kernels of which a multiprocessor holds one block.
+// A multiprocessor holds one block of any kernel.
+template <typename... P>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(P...), int,
+                                                          size_t) {
+  *blocks = 1;
+  return cudaSuccess;
+}
+
 template <typename... P>
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*)(P...),
                                            const cudaLaunchConfig_t* config) {
