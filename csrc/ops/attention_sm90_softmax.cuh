@@ -91,25 +91,6 @@ __device__ __forceinline__ float Largest(const Scores<Shape>& scores, int i, flo
   return fmaxf(largest, __shfl_xor_sync(kFullMask, largest, 2));
 }
 
-// 2^x for x up to 0, by products instead of the unit that has exponentials: a power of two added to
-// the exponent of a polynomial, whose error of 7.5e-5 is below that of a weight in 16 bits.
-__device__ __forceinline__ float Exp2ByProducts(float x) {
-  constexpr float kToInteger = 12582912.0f;  // 1.5 * 2^23: x's integer is in the sum's low bits
-  const float sum = x + kToInteger, fraction = x - (sum - kToInteger);
-  float power = fmaf(fraction, 0x1.c3f758p-5f, 0x1.f0de1ap-3f);
-  power = fmaf(fraction, power, 0x1.62f31ap-1f);
-  power = fmaf(fraction, power, 0x1.fff692p-1f);
-  const uint32_t bits = __float_as_uint(power) + (__float_as_uint(sum) << 23);
-  return x < -126.0f ? 0.0f : __uint_as_float(bits);
-}
-
-// Where heads are small a tile's exponentials take as long as its products: some are done
-// otherwise.
-template <class Shape>
-__device__ __forceinline__ float Exp2OfBlock(int n, float x) {
-  return Shape::kDim <= 64 && n % 4 == 3 ? Exp2ByProducts(x) : Exp2(x);
-}
-
 // From scores, in units of 1 / scale, to weights. No operation is left to be contracted, so that
 // tiles of both kinds give the same bits. Returns in `factors` those of all that was
 // accumulated before, exactly 1 where the maximum stays. kMasked: there may be no score at all.
@@ -129,7 +110,7 @@ __device__ __forceinline__ void ToWeights(float scale, SoftmaxPair& softmax, flo
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         float& score = scores[4 * n + 2 * i + j];
-        score = Exp2OfBlock<Shape>(n, fmaf(score, scale, shift));
+        score = Exp2(fmaf(score, scale, shift));
         sums[j] += score;
       }
     }
