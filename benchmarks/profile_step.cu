@@ -33,6 +33,7 @@ const std::vector<Variant> kVariants = {
     {"as it is", {}},
     {"2 tiles in flight", {.tiles_in_flight = 2}},
     {"3 tiles in flight", {.tiles_in_flight = 3}},
+    {"4 tiles in flight", {.tiles_in_flight = 4}},
     {"6 tiles in flight", {.tiles_in_flight = 6}},
     {"8 tiles in flight", {.tiles_in_flight = 8}},
     {"phases reported at 1/2", {.early_part = 2}},

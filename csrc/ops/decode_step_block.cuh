@@ -67,6 +67,7 @@ struct StepParams {
   DecodeStepArgs<T> args;
   DecodeStepExchange exchange;
   StepMemory memory;
+  int tiles_in_flight;
   EET_STEP_KNOB StepProfile profile = CurrentStepProfile();
 };
 

@@ -8,8 +8,9 @@
 //   * A producer warp orders tiles of 16 KiB, in the order in which they will be multiplied, into a
 //     ring in shared memory. Weights do not depend on activations, so while the blocks exchange
 //     activations between two products, tiles of the next one arrive. The ring is deep (11 or 12
-//     tiles, 5 us of the stream), but only four tiles are under way at a time: with two the stream
-//     loses 10%, with eight 2%, and the exchange waits longer for the second cache.
+//     tiles, 5 us of the stream), but only four tiles are under way at a time on an H200: with two
+//     the stream loses 10%, with eight 2%, and the exchange waits longer for the second cache. An
+//     H100's memory is slower, and two are best.
 //   * Every block has the same bytes of every product, not only in sum: a phase ends when its last
 //     block ends. The number of blocks is chosen for that (Grid), 128 rather than 132 where it
 //     divides a model's sizes.

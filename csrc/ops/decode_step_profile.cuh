@@ -33,8 +33,8 @@ struct StepProfile {
   // is the first phase of a layer after the last.
   EET_STEP_KNOB int64_t* moments = nullptr;
 
-  // Tiles under way at a time: more make every round trip through the second cache slower.
-  EET_STEP_KNOB int tiles_in_flight = 4;
+  // Tiles under way at a time, where not so many as the GPU's memory needs.
+  EET_STEP_KNOB int tiles_in_flight = 0;
 
   // The lookout reports a phase when all arrivals but one in so many are there.
   EET_STEP_KNOB int early_part = 4;

@@ -122,7 +122,7 @@ class Producer {
   __device__ __forceinline__ void Order(int bytes, F&& copy) {
     // Never more than the ring holds: a place is waited for before it is given again.
     const StepParams<T>& params = block_.params;
-    if (under_way_ == min(params.profile.tiles_in_flight, params.memory.stages)) AwaitOldest();
+    if (under_way_ == min(params.tiles_in_flight, params.memory.stages)) AwaitOldest();
     Barrier& empty = block_.words.empty[next_.stage];
     if (!empty.TryWait(next_.parity ^ 1)) {
       block_.watch.Until([&] { return empty.TryWait(next_.parity ^ 1); }, StepBlock<T>::kStageWait);

@@ -83,6 +83,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrCooperativeLaunch:
       *value = 1;
       break;
+    case cudaDevAttrMemoryClockRate:  // in kHz
+      *value = 3'201'000;
+      break;
+    case cudaDevAttrGlobalMemoryBusWidth:  // in bits
+      *value = 6144;
+      break;
   }
   return cudaSuccess;
 }
