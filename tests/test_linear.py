@@ -108,11 +108,16 @@ def test_float32_result(rng, dtype, path, activation):
         x, kernel, bias, activation=activation, residual=residual, out_dtype="float32", path=path
     )
     assert y.dtype == jnp.float32
-    # A library's product waits for its activation in x's dtype where a residual follows.
-    rounds = activation is not None and path == "prefill" and jax.default_backend() == "gpu"
-    tolerance = TOLERANCE[dtype] if rounds else 2e-6
+    tolerance = 8e-6
+    if path == "prefill" and jax.default_backend() == "gpu":
+        # Tensor cores add sixteen products at a time to one sum, and cut off what it has no bits
+        # for: less than 2^-23 of it each time.
+        tolerance = x.shape[1] / 16 * 2.0**-23
+        if activation is not None and jax.devices()[0].compute_capability != "9.0":
+            # A library's product waits for its activation in x's dtype where a residual follows.
+            tolerance = 4 * TOLERANCE[dtype]
     want = expected(x, kernel, bias, activation=activation, residual=residual)
-    np.testing.assert_allclose(y, want, rtol=4 * tolerance, atol=4 * tolerance)
+    np.testing.assert_allclose(y, want, rtol=tolerance, atol=tolerance)
 
 
 def test_long_sums(rng):

@@ -10,7 +10,7 @@ from conftest import assert_close, custom_calls, float64, mesh, random
 from jax.sharding import PartitionSpec as P
 from test_linear import activated
 
-from xla_ops import mlp
+from xla_ops import linear, mlp
 from xla_ops._linear import ACTIVATIONS
 from xla_ops._mlp import mlp_reference
 
@@ -90,6 +90,22 @@ def test_bits_do_not_depend_on_other_rows(rng, dtype):
     for rows in (5, 9, 30, 64):
         together = mlp(given[0][:rows], *given[1:], **arrays)
         np.testing.assert_array_equal(float64(together[3]), float64(alone))
+
+
+@pytest.mark.parametrize("which", ["up", "down"])
+def test_kernel_from_the_product_before(rng, which):
+    """Kernels are not read before what computes them has ended."""
+    (x, up, down), _ = operands(rng, "bfloat16", (3,), 256, 1024, False)
+    size = {"up": (1024, 256), "down": (256, 1024)}[which]
+    left, right = (random(rng, (rows, 4096), "bfloat16") / 64 for rows in size)
+
+    def after(kernel):
+        return mlp(x, *((kernel, down) if which == "up" else (up, kernel)), gated=False)
+
+    chain = jax.jit(lambda left, right: after(linear(left, right, path="decode")))
+    want = float64(after(linear(left, right, path="decode")))
+    for _ in range(8):
+        np.testing.assert_array_equal(float64(chain(left, right)), want)
 
 
 @pytest.mark.parametrize("axes", [(0, None, 0), (1, None, None), (0, 0, 0)])

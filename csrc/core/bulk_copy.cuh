@@ -109,6 +109,23 @@ __device__ __forceinline__ void StoreAt(int rank, float& variable, float value, 
       : "memory");
 }
 
+// Copies bytes of this block's shared memory to the cluster's block `rank`, where `there` is in its
+// own; its barrier counts them. A multiple of 16, as are both addresses. Both blocks must run until
+// the copy is done.
+__device__ __forceinline__ void SendBytes(int rank, void* there, const void* here, int bytes,
+                                          Barrier& barrier) {
+  asm volatile(
+      "{\n"
+      "  .reg .b32 remote, remote_barrier;\n"
+      "  mapa.shared::cluster.u32 remote, %0, %4;\n"
+      "  mapa.shared::cluster.u32 remote_barrier, %3, %4;\n"
+      "  cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [remote], [%1], %2,"
+      " [remote_barrier];\n"
+      "}" ::"r"(SharedAddress(there)),
+      "r"(SharedAddress(here)), "r"(bytes), "r"(barrier.Address()), "r"(rank)
+      : "memory");
+}
+
 // Copies a box of a map made by MakeBoxes: x, y, z, w are its first ones, the innermost first.
 __device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap& map, int x, int y,
                                         int z, int w, Barrier& barrier) {
@@ -119,7 +136,17 @@ __device__ __forceinline__ void CopyBox(uint32_t shared, const CUtensorMap& map,
       : "memory");
 }
 
-// The same into the shared memory of all blocks of the cluster whose bits `ranks` has, at the same
+// The same, of what is read once.
+__device__ __forceinline__ void CopyBoxOnce(uint32_t shared, const CUtensorMap& map, int x, int y,
+                                            int z, int w, Barrier& barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(shared),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier.Address()), "l"(policy)
+      : "memory");
+}
+
+// As CopyBox, into the shared memory of all blocks of the cluster whose bits `ranks` has, at the same
 // address in each; each block's barrier counts its own bytes.
 __device__ __forceinline__ void CopyBoxToCluster(uint32_t shared, const CUtensorMap& map, int x,
                                                  int y, int z, int w, Barrier& barrier,

@@ -18,9 +18,13 @@ struct ClusterOf {
 
   // Waits for all threads of the cluster; what they wrote before is visible after.
   static __device__ void Sync() {
-    __cluster_barrier_arrive();
-    __cluster_barrier_wait();
+    Arrive();
+    Wait();
   }
+
+  // The two halves of it: between them a thread may do something else.
+  static __device__ void Arrive() { __cluster_barrier_arrive(); }
+  static __device__ void Wait() { __cluster_barrier_wait(); }
 
   // The same, but what they wrote need not be visible: nobody waits for memory.
   static __device__ void Await() {
@@ -37,6 +41,8 @@ struct ClusterOf {
   static constexpr int kSize = 1;
 
   static __device__ void Sync() { __syncthreads(); }
+  static __device__ void Arrive() {}
+  static __device__ void Wait() { __syncthreads(); }
   static __device__ void Await() {}
 
   template <typename T>

@@ -54,7 +54,9 @@ __device__ __forceinline__ void WaitProducts(float (&sums)[kCount]) {
 template <typename T, int kN>
 struct Product;
 
-// Eight operands, as text and as what it stands for.
+// Eight operands, as text and as what it stands for; and four.
+#define EET_TEXTS_8 "%0, %1, %2, %3"
+#define EET_SUMS_8 "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
 #define EET_TEXT_0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define EET_TEXT_1 "%8, %9, %10, %11, %12, %13, %14, %15"
 #define EET_TEXT_2 "%16, %17, %18, %19, %20, %21, %22, %23"
@@ -74,8 +76,12 @@ struct Product;
 #define EET_SUMS(b)                                                                               \
   "+f"(d[8 * b]), "+f"(d[8 * b + 1]), "+f"(d[8 * b + 2]), "+f"(d[8 * b + 3]), "+f"(d[8 * b + 4]), \
       "+f"(d[8 * b + 5]), "+f"(d[8 * b + 6]), "+f"(d[8 * b + 7])
-#define EET_TEXTS_64 EET_TEXT_0 ", " EET_TEXT_1 ", " EET_TEXT_2 ", " EET_TEXT_3
-#define EET_SUMS_64 EET_SUMS(0), EET_SUMS(1), EET_SUMS(2), EET_SUMS(3)
+#define EET_TEXTS_16 EET_TEXT_0
+#define EET_SUMS_16 EET_SUMS(0)
+#define EET_TEXTS_32 EET_TEXTS_16 ", " EET_TEXT_1
+#define EET_SUMS_32 EET_SUMS_16, EET_SUMS(1)
+#define EET_TEXTS_64 EET_TEXTS_32 ", " EET_TEXT_2 ", " EET_TEXT_3
+#define EET_SUMS_64 EET_SUMS_32, EET_SUMS(2), EET_SUMS(3)
 #define EET_TEXTS_80 EET_TEXTS_64 ", " EET_TEXT_4
 #define EET_SUMS_80 EET_SUMS_64, EET_SUMS(4)
 #define EET_TEXTS_96 EET_TEXTS_80 ", " EET_TEXT_5
@@ -119,6 +125,9 @@ struct Product;
   EET_PRODUCT(bfloat16, "bf16", n, __VA_ARGS__) \
   EET_PRODUCT(float16, "f16", n, __VA_ARGS__)
 
+EET_PRODUCTS(8, 4, 5, 6, 7, 8)
+EET_PRODUCTS(16, 8, 9, 10, 11, 12)
+EET_PRODUCTS(32, 16, 17, 18, 19, 20)
 EET_PRODUCTS(64, 32, 33, 34, 35, 36)
 EET_PRODUCTS(80, 40, 41, 42, 43, 44)
 EET_PRODUCTS(96, 48, 49, 50, 51, 52)

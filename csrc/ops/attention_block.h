@@ -137,7 +137,8 @@ void ProjectHeads(Stream stream, const AttentionBlockArgs<T>& args, AttentionAct
                               .out = sizes.qkv_size(),
                               .activation = Activation::kNone,
                               .gated = false,
-                              .path = args.path};
+                              .path = args.path,
+                              .kernel_is_ready = true};
   RotaryAppendArgs<T> append{.qkv = at.qkv,
                              .q_norm = args.q_norm,
                              .k_norm = args.k_norm,
@@ -185,7 +186,8 @@ void AttentionBlock(Stream stream, const AttentionBlockArgs<T>& args, Workspace 
                                .out = sizes.hidden,
                                .activation = Activation::kNone,
                                .gated = false,
-                               .path = args.path});
+                               .path = args.path,
+                               .kernel_is_ready = true});
 }
 
 }  // namespace eet

@@ -29,6 +29,9 @@ struct LinearArgs {
   Activation activation;
   bool gated;  // kernel rows are gate 0, up 0, gate 1, ...: y = activation(gate) * up + residual
   LinearPath path;
+  // No kernel that this one may overtake writes `kernel`: it may be read before those in front have
+  // ended. So it is behind any kernel that waits for them before it lets the next one start.
+  bool kernel_is_ready = false;
 };
 
 template <typename T, typename Y>

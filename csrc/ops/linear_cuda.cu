@@ -1,6 +1,7 @@
 // Linear on the GPU: streamed for decode; for prefill a GEMM of our own on Hopper, the library's
 // elsewhere; tiles for odd sizes.
 #include "core/launch.cuh"
+#include "ops/linear_decode_sm90.h"
 #include "ops/linear_sm90.h"
 
 namespace eet {
@@ -13,6 +14,9 @@ void Linear(Stream stream, const LinearArgs<T, Y>& args) {
   if (!aligned) {
     LinearTiled(stream, args);
   } else if (args.path == LinearPath::kDecode) {
+    if constexpr (sizeof(T) == 2) {
+      if (ComputeMajor() == 9) return LinearDecodeSm90(stream, args);
+    }
     LinearDecode(stream, args);
   } else {
     if constexpr (sizeof(T) == 2) {

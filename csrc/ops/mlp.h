@@ -21,6 +21,7 @@ struct MlpArgs {
   Activation activation;
   bool gated;
   LinearPath path;
+  bool kernels_are_ready = false;  // as LinearArgs::kernel_is_ready
 };
 
 template <typename T>
@@ -36,7 +37,8 @@ void Mlp(Stream stream, const MlpArgs<T>& args) {
                                .out = args.gated ? 2 * args.inner : args.inner,
                                .activation = args.activation,
                                .gated = args.gated,
-                               .path = args.path});
+                               .path = args.path,
+                               .kernel_is_ready = args.kernels_are_ready});
   Linear(stream, LinearArgs<T>{.x = args.intermediate,
                                .kernel = args.down_kernel,
                                .bias = args.down_bias,
@@ -48,7 +50,8 @@ void Mlp(Stream stream, const MlpArgs<T>& args) {
                                .out = args.hidden,
                                .activation = Activation::kNone,
                                .gated = false,
-                               .path = args.path});
+                               .path = args.path,
+                               .kernel_is_ready = true});
 }
 
 }  // namespace eet

@@ -65,7 +65,8 @@ void MlpBlock(Stream stream, const MlpBlockArgs<T>& args, Workspace workspace) {
                          .inner = sizes.intermediate,
                          .activation = args.activation,
                          .gated = sizes.gated,
-                         .path = args.path});
+                         .path = args.path,
+                         .kernels_are_ready = true});
 }
 
 }  // namespace eet

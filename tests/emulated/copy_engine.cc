@@ -89,6 +89,20 @@ void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier) {
         [=](char* memory) { std::memcpy(memory + address, global, size_t(bytes)); });
 }
 
+void SendBytes(int rank, void* there, const void* here, int bytes, Barrier& barrier) {
+  const uint32_t to = SharedAddress(there), from = SharedAddress(here);
+  emulated::Check((to | from | bytes) % 16 == 0,
+                  "a copy of bytes is not one of multiples of 16");
+  emulated::Block& source = *emulated::current->block;
+  emulated::Block& block = *source.grid->live.at(rank);
+  emulated::At(source, from, bytes);
+  emulated::At(block, to, bytes);
+  Order(block, barrier.Address(), bytes, [=, &source](char* memory) {
+    emulated::Check(!source.Ended(), "a copy from a block that has ended");
+    std::memcpy(memory + to, source.memory + from, size_t(bytes));
+  });
+}
+
 void StoreAt(int rank, float& variable, float value, Barrier& barrier) {
   const uint32_t address = SharedAddress(&variable);
   emulated::Check(emulated::current->block->grid->cluster_blocks > 1,

@@ -76,6 +76,7 @@ inline void FenceSharedCopies() {}
 inline uint64_t ReadOncePolicy() { return 0; }
 
 void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier);
+void SendBytes(int rank, void* there, const void* here, int bytes, Barrier& barrier);
 void StoreAt(int rank, float& variable, float value, Barrier& barrier);
 
 // A box from `first` on, into the blocks of the cluster that `ranks` has bits of.
@@ -91,6 +92,11 @@ inline unsigned ThisRank() {
 inline void CopyBox(uint32_t shared, const CUtensorMap& map, int x, int y, int z, int w,
                     Barrier& barrier) {
   OrderBox(shared, map, {x, y, z, w}, barrier, ThisRank());
+}
+
+inline void CopyBoxOnce(uint32_t shared, const CUtensorMap& map, int x, int y, int z, int w,
+                        Barrier& barrier, uint64_t) {
+  CopyBox(shared, map, x, y, z, w, barrier);
 }
 
 inline void CopyBoxToCluster(uint32_t shared, const CUtensorMap& map, int x, int y, int z, int w,

@@ -19,8 +19,16 @@ struct ClusterOf {
   }
 
   static void Sync(emulated::Where where = emulated::Where::current()) {
+    Arrive();
+    Wait(where);
+  }
+
+  static void Arrive() {
     emulated::Cluster(kBlocks);
     emulated::ArriveAtCluster();
+  }
+
+  static void Wait(emulated::Where where = emulated::Where::current()) {
     emulated::WaitForCluster(where);
   }
 

@@ -1,0 +1,176 @@
+// Linear for few rows on Hopper: a kernel read once at memory speed, rows of x by the way.
+//
+//   * Weights are the first operand of the tensor cores' products, 64 outputs for each of two
+//     groups of four warps; rows of x, here called tokens, are the columns of the second. So few
+//     tokens waste nothing but their own columns.
+//   * One thread orders weights and tokens from the copy engine into a ring, 64 columns at a time.
+//     Two blocks share a multiprocessor: while one begins or ends, the other's weights stream.
+//   * Inside a layer weights depend on no kernel in front: the ring is full of them when that ends.
+//   * Where tiles of 128 outputs are too few for all multiprocessors, the blocks of a cluster
+//     divide a tile's columns. Then each sends the others the sums of their share of the outputs,
+//     by the copy engine (linear_decode_sm90_finish.cuh). Looking at each other's sums instead took
+//     3 us of 15 for a layer's products of 64 tokens.
+//
+// How often columns are divided depends on the kernel alone, and how many tokens a product has room
+// for does not change the order of its sums: nor does a token's result depend on others.
+#pragma once
+
+#include "core/lanes.cuh"
+#include "ops/linear_decode_sm90_finish.cuh"
+
+namespace eet {
+
+// How the copy engine finds x and kernel: boxes of 64 columns, zeros beyond the last.
+struct LinearDecodeMaps {
+  CUtensorMap tokens, weights;  // (in, rows, 1, 1) and (in, out, 1, 1)
+};
+
+// By one thread: orders copies into the ring.
+template <class Shape>
+class LinearDecodeLoader {
+ public:
+  __device__ LinearDecodeLoader(const LinearDecodeMaps& maps, const LinearDecodePart& part,
+                                LinearDecodeShared<Shape>& shared)
+      : maps_(maps), part_(part), shared_(shared), read_once_(ReadOncePolicy()) {}
+
+  __device__ void Run() {
+    const int ahead = min(part_.steps, Shape::kStages);
+    for (int i = 0; i < ahead; ++i) LoadWeights(i, i);
+    WaitForKernelsBefore();
+    for (int i = 0; i < ahead; ++i) LoadTokens(i, i);
+    RingSlot<Shape::kStages> slot;
+#pragma unroll 1
+    for (int step = ahead; step < part_.steps; ++step) {
+      shared_.empty[slot.index].Wait(slot.parity);
+      LoadWeights(step, slot.index);
+      LoadTokens(step, slot.index);
+      slot.Advance();
+    }
+  }
+
+ private:
+  __device__ void LoadWeights(int step, int stage) {
+    Barrier& full = shared_.full[stage];
+    full.ArriveExpecting(Shape::kWeightBytes + Shape::kTokenBytes);
+    CopyBoxOnce(SharedAddress(shared_.ring.weights[stage]), maps_.weights, ColumnOf(step),
+                part_.out, 0, 0, full, read_once_);
+  }
+
+  __device__ void LoadTokens(int step, int stage) {
+    CopyBox(SharedAddress(shared_.ring.tokens[stage]), maps_.tokens, ColumnOf(step), part_.token, 0,
+            0, shared_.full[stage]);
+  }
+
+  __device__ int ColumnOf(int step) const { return part_.first_col + step * Shape::kCols; }
+
+  const LinearDecodeMaps& maps_;
+  const LinearDecodePart& part_;
+  LinearDecodeShared<Shape>& shared_;
+  const uint64_t read_once_;
+};
+
+// By a group of four warps: multiplies 64 outputs' weights by all tokens.
+template <class Shape>
+class LinearDecodeMultiplier {
+ public:
+  using Sums = float[Shape::kTokens / 2];  // a thread's, as core/wgmma.cuh deals them
+
+  __device__ LinearDecodeMultiplier(LinearDecodeShared<Shape>& shared, int group)
+      : shared_(shared), group_(group) {}
+
+  // Of at least one step.
+  __device__ __forceinline__ void Multiply(int steps, Sums& sums) {
+    Start(sums);
+#pragma unroll 1
+    for (int step = 1; step < steps; ++step) {
+      const int before = slot_.index;
+      slot_.Advance();
+      Start(sums);
+      WaitProducts<1>();
+      Release(before);
+    }
+    WaitProducts<0>(sums);
+  }
+
+  // Leaves the sums in shared memory, where the ring was: all groups are done with it.
+  __device__ __forceinline__ void Store(const Sums& sums) const {
+    const int warp = threadIdx.x % kGroupThreads / kWarpSize, lane = threadIdx.x % kWarpSize;
+    const int first_out = group_ * kGroupRows + warp * 16 + lane / 4, first_token = lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < Shape::kTokens / 2; ++i) {
+      const int out = first_out + i / 2 % 2 * 8, token = i / 4 * 8 + first_token + i % 2;
+      shared_.sums[out / Shape::kShare][token][out % Shape::kShare] = sums[i];
+    }
+  }
+
+ private:
+  // Starts sums += kernel x' of a stage.
+  __device__ __forceinline__ void Start(Sums& sums) {
+    constexpr int kStepBytes = 16 * Shape::kSpan / Shape::kCols;
+    shared_.full[slot_.index].Wait(slot_.parity);
+    const uint64_t weights = OperandAt<Shape::kSpan>(
+        SharedAddress(shared_.ring.weights[slot_.index]) + group_ * kGroupRows * Shape::kSpan);
+    const uint64_t tokens =
+        OperandAt<Shape::kSpan>(SharedAddress(shared_.ring.tokens[slot_.index]));
+    StartProducts();
+#pragma unroll
+    for (int k = 0; k < Shape::kCols / 16; ++k) {
+      Product<typename Shape::T, Shape::kTokens>::OfRows(sums, weights + k * kStepBytes / 16,
+                                                         tokens + k * kStepBytes / 16, true);
+    }
+    CommitProducts();
+  }
+
+  __device__ __forceinline__ void Release(int stage) {
+    if (threadIdx.x % kWarpSize == 0) shared_.empty[stage].Arrive();
+  }
+
+  LinearDecodeShared<Shape>& shared_;
+  const int group_;
+  RingSlot<Shape::kStages> slot_;
+};
+
+template <class Shape, typename Y>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    LinearDecodeSm90Kernel(const __grid_constant__ LinearArgs<typename Shape::T, Y> args,
+                           const __grid_constant__ LinearDecodeMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Cluster = typename Shape::Cluster;
+  constexpr bool kInCluster = Shape::kSplits > 1;
+  extern __shared__ __align__(1024) char memory[];
+  auto& shared = *reinterpret_cast<LinearDecodeShared<Shape>*>(memory);
+  if (threadIdx.x == 0) InitBarriers(shared);
+  __syncthreads();
+  if constexpr (kInCluster) Cluster::Arrive();  // this block can be sent to
+  // The next kernel may count on kernels in front of this one only if this one has waited for them.
+  if (!args.kernel_is_ready) WaitForKernelsBefore();
+  LetNextKernelStart();
+  const auto part = LinearDecodePart::Of(args.in, std::type_identity<Shape>{});
+  const int group = Uniform(threadIdx.x / kGroupThreads);
+  if (group == Shape::kGroups) {
+    if (threadIdx.x == Shape::kConsumers) LinearDecodeLoader<Shape>(maps, part, shared).Run();
+    __syncwarp();
+    if constexpr (kInCluster) Cluster::Wait();
+    if constexpr (kInCluster) Cluster::Arrive();
+  } else {
+    LinearDecodeMultiplier<Shape> multiplier(shared, group);
+    typename LinearDecodeMultiplier<Shape>::Sums sums = {};
+    Pin(sums);  // products add to registers, not to what the compiler knows of them
+    multiplier.Multiply(part.steps, sums);
+    WaitAtBarrier<Shape::kConsumers>(1);  // all groups are done with the ring
+    multiplier.Store(sums);
+    FenceSharedCopies();
+    WaitAtBarrier<Shape::kConsumers>(1);
+    if constexpr (kInCluster) Cluster::Wait();
+    const int tokens = int(min(args.rows - part.token, int64_t{Shape::kTokens}));
+    const LinearDecodeFinisher<Shape> finisher(shared, tokens);
+    finisher.Exchange();
+    if constexpr (kInCluster) Cluster::Arrive();  // nobody sends to this block any more
+    WaitForKernelsBefore();                       // for the residual
+    finisher.Finish(args, part);
+  }
+  if constexpr (kInCluster) Cluster::Wait();  // what this block has sent has arrived
+#endif
+}
+
+}  // namespace eet
