@@ -85,6 +85,13 @@ __device__ __forceinline__ uint64_t ReadOncePolicy() {
   return policy;
 }
 
+// Stores 16 bytes at an address in shared memory.
+__device__ __forceinline__ void StoreShared(uint32_t address, const uint4& words) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 // Copies bytes that follow each other: a multiple of 16, as are both addresses.
 __device__ __forceinline__ void CopyBytes(void* shared, const void* global, int bytes,
                                           Barrier& barrier) {
@@ -146,8 +153,8 @@ __device__ __forceinline__ void CopyBoxOnce(uint32_t shared, const CUtensorMap& 
       : "memory");
 }
 
-// As CopyBox, into the shared memory of all blocks of the cluster whose bits `ranks` has, at the same
-// address in each; each block's barrier counts its own bytes.
+// As CopyBox, into the shared memory of all blocks of the cluster whose bits `ranks` has, at the
+// same address in each; each block's barrier counts its own bytes.
 __device__ __forceinline__ void CopyBoxToCluster(uint32_t shared, const CUtensorMap& map, int x,
                                                  int y, int z, int w, Barrier& barrier,
                                                  uint16_t ranks) {
@@ -156,6 +163,23 @@ __device__ __forceinline__ void CopyBoxToCluster(uint32_t shared, const CUtensor
       ".multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(shared),
       "l"(&map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier.Address()), "h"(ranks)
       : "memory");
+}
+
+// Copies a box from shared memory to where its map has it; what lies outside of the tensor is left
+// out. What other threads wrote to it comes before by FenceSharedCopies and a barrier.
+__device__ __forceinline__ void StoreBox(const CUtensorMap& map, uint32_t shared, int x, int y,
+                                         int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];"
+      "cp.async.bulk.commit_group;" ::"l"(&map),
+      "r"(x), "r"(y), "r"(z), "r"(w), "r"(shared)
+      : "memory");
+}
+
+// Waits until at most `kPending` of this thread's stores still read their boxes.
+template <int kPending>
+__device__ __forceinline__ void WaitStores() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
 
 // Copies a box of a map made by MakeRowTiles: `chunk` and `row` are its first ones.

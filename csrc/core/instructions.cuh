@@ -48,6 +48,13 @@ __device__ __forceinline__ float FastExp2(float x) {
   return y;
 }
 
+// 1 / x, to 1 unit in the last place; of what is below the normal numbers it is infinite.
+__device__ __forceinline__ float FastReciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Barriers of the block besides that of __syncthreads, from 1 on, each for kThreads threads: those
 // that wait there and those that only arrive.
 template <int kThreads>

@@ -65,6 +65,14 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&matrices)[4], 
                : "memory");
 }
 
+// Stores four such matrices, whose elements the lanes hold as LoadMatrices gives them.
+__device__ __forceinline__ void StoreMatrices(const uint32_t (&matrices)[4], uint32_t row_address) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),
+      "r"(matrices[0]), "r"(matrices[1]), "r"(matrices[2]), "r"(matrices[3])
+      : "memory");
+}
+
 // The transpose of an 8x8 matrix held as the above give it.
 __device__ __forceinline__ uint32_t TransposeMatrix(uint32_t matrix) {
   uint32_t transposed;

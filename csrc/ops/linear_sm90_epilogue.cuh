@@ -30,22 +30,46 @@ __device__ __forceinline__ ValuePair<T> LoadPair(const T* pointer) {
 // Among the four lanes that share a row.
 __device__ __forceinline__ int QuadLane() { return threadIdx.x % 4; }
 
+// The first of a thread's two rows among the group's.
+__device__ __forceinline__ int RowOfLane() {
+  return threadIdx.x % kGroupThreads / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
+}
+
 // The first of a thread's two outputs among eight.
 __device__ __forceinline__ int PairOfLane() { return 2 * QuadLane(); }
 
-// `out`: the tile's first of `outs` outputs.
+// Adds a bias to the outputs of a tile, whose first of `outs` is `out`. All loads are under way
+// together: one after the other they took longer than many a product.
 template <class Shape>
 __device__ __forceinline__ void AddBias(const typename Shape::T* bias, int out, int64_t outs,
                                         LinearSums<Shape>& sums) {
+  using T = typename Shape::T;
   if (!bias) return;
+  constexpr int kLoads = Shape::kOuts / 8;
+  const bool in_pairs = outs % 2 == 0 && reinterpret_cast<uintptr_t>(bias) % sizeof(uint32_t) == 0;
+  uint32_t loaded[kLoads];
+  const auto load_all = [&](const auto& load) {
 #pragma unroll
-  for (int n = 0; n < Shape::kOuts / 8; ++n) {
+    for (int n = 0; n < kLoads; ++n) loaded[n] = load(out + 8 * n + PairOfLane());
+  };
+  if (in_pairs) {
+    load_all([&](int at) -> uint32_t {
+      return at < outs ? *reinterpret_cast<const uint32_t*>(bias + at) : 0;
+    });
+  } else {
+    load_all([&](int at) {
+      const T zero = T(0.0f);
+      return std::bit_cast<uint32_t>(
+          ValuePair<T>{at < outs ? bias[at] : zero, at + 1 < outs ? bias[at + 1] : zero});
+    });
+  }
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int at = out + 8 * n + PairOfLane() + j;
-      const float value = at < outs ? float(bias[at]) : 0.0f;
-      sums[4 * n + j] += value;
-      sums[4 * n + 2 + j] += value;
+  for (int n = 0; n < kLoads; ++n) {
+    const float2 pair = std::bit_cast<ValuePair<T>>(loaded[n]).Floats();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      sums[4 * n + 2 * i] += pair.x;
+      sums[4 * n + 2 * i + 1] += pair.y;
     }
   }
 }
@@ -69,59 +93,49 @@ __device__ __forceinline__ void WithActivation(Activation activation, const F& f
   }
 }
 
-// Replaces each pair of sums by change(activation, first, second). A branch between some of them
-// keeps the compiler from having all of them half done, in more registers than there are.
-template <class Shape, typename F>
-__device__ __forceinline__ void ForEachPair(Activation activation, int out, int64_t outs,
-                                            LinearSums<Shape>& sums, const F& change) {
-  WithActivation(activation, [&](auto constant) {
+// Calls work(part, its sums) for the parts of a tile, of so many sums each. A loop over parts that
+// move to the same registers is a quarter of the code, but took 4 % longer for 2048 columns.
+template <class Shape, int kPartSums, typename F>
+__device__ __forceinline__ void InParts(LinearSums<Shape>& sums, const F& work) {
 #pragma unroll
-    for (int n = 0; n < Shape::kOuts / 8; n += 4) {
-      if (out + 8 * n >= outs) continue;
-#pragma unroll
-      for (int i = 4 * n; i < 4 * (n + 4); i += 2) change(constant.value, sums[i], sums[i + 1]);
-    }
-  });
-}
-
-template <class Shape>
-__device__ __forceinline__ void ActivateSums(Activation activation, int out, int64_t outs,
-                                             LinearSums<Shape>& sums) {
-  ForEachPair<Shape>(activation, out, outs, sums,
-                     [](Activation constant, float& first, float& second) {
-                       first = Activate(constant, first);
-                       second = Activate(constant, second);
-                     });
-}
-
-// A tile's results in pairs: word [2 * n + i] has those of block n of eight outputs, in row i.
-template <class Shape>
-using LinearWords = uint32_t[Shape::kOuts / 4];
-
-template <class Shape>
-__device__ __forceinline__ void Pack(const LinearSums<Shape>& sums, LinearWords<Shape>& words) {
-#pragma unroll
-  for (int i = 0; i < Shape::kOuts / 4; ++i) {
-    words[i] = PackPair(sums[2 * i], sums[2 * i + 1], std::type_identity<typename Shape::T>{});
+  for (int part = 0; part < Shape::kOuts / 2 / kPartSums; ++part) {
+    work(part, reinterpret_cast<float (&)[kPartSums]>(sums[part * kPartSums]));
   }
 }
 
-// Stores four blocks from block n on of row i. A lane stores one of them, if that is `valid`.
-template <class Shape>
-__device__ __forceinline__ void StoreBlocks(const LinearWords<Shape>& words, int n, int i,
-                                            typename Shape::T* to, bool valid) {
-  uint32_t row[4] = {words[2 * n + i], words[2 * n + 2 + i], words[2 * n + 4 + i],
-                     words[2 * n + 6 + i]};
-  TransposeFour(row);
-  if (valid) reinterpret_cast<uint4*>(to)[QuadLane()] = {row[0], row[1], row[2], row[3]};
+// Replaces each pair of sums by change(activation, first, second).
+template <int kCount, typename F>
+__device__ __forceinline__ void ForEachPair(Activation activation, float (&sums)[kCount],
+                                            const F& change) {
+  WithActivation(activation, [&](auto constant) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) change(constant.value, sums[i], sums[i + 1]);
+  });
+}
+
+template <int kCount>
+__device__ __forceinline__ void ActivateSums(Activation activation, float (&sums)[kCount]) {
+  ForEachPair(activation, sums, [](Activation constant, float& first, float& second) {
+    first = Activate(constant, first);
+    second = Activate(constant, second);
+  });
+}
+
+// Results in pairs: word [2 * n + i] has those of block n of eight outputs, in row i.
+template <typename T, int kCount>
+__device__ __forceinline__ void Pack(const float (&sums)[kCount], uint32_t (&words)[kCount / 2]) {
+#pragma unroll
+  for (int i = 0; i < kCount / 2; ++i) {
+    words[i] = PackPair(sums[2 * i], sums[2 * i + 1], std::type_identity<T>{});
+  }
 }
 
 // Adds to the sums of row i what `from` has of that row, if that is `valid`. A lane loads one of
 // four blocks; all loads are under way together.
-template <class Shape>
-__device__ __forceinline__ void AddBlocks(const typename Shape::T* from, int64_t outs, int i,
-                                          bool valid, LinearSums<Shape>& sums) {
-  constexpr int kLoads = Shape::kOuts / 32;
+template <typename T, int kCount>
+__device__ __forceinline__ void AddBlocks(const T* from, int64_t outs, int i, bool valid,
+                                          float (&sums)[kCount]) {
+  constexpr int kLoads = kCount / 16;
   uint4 loaded[kLoads] = {};
 #pragma unroll
   for (int n = 0; n < kLoads; ++n) {
@@ -134,12 +148,19 @@ __device__ __forceinline__ void AddBlocks(const typename Shape::T* from, int64_t
     TransposeFour(words);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float2 pair = std::bit_cast<ValuePair<typename Shape::T>>(words[j]).Floats();
+      const float2 pair = std::bit_cast<ValuePair<T>>(words[j]).Floats();
       sums[4 * (4 * n + j) + 2 * i] += pair.x;
       sums[4 * (4 * n + j) + 2 * i + 1] += pair.y;
     }
   }
 }
+
+// Where results of a 16-bit epilogue lie, and their columns.
+template <typename T>
+struct LinearResults {
+  T* y;
+  int64_t cols;
+};
 
 // y = activation(sum + bias) + residual, as StoreOutput. What nothing is applied to, a sum begins
 // with: bias, and a residual where there is no activation.
@@ -149,101 +170,45 @@ class LinearOutputs {
   using T = typename Shape::T;
   using Args = LinearArgs<T>;
 
+  static LinearResults<T> Results(const Args& args) { return {args.y, args.out}; }
+
   __device__ LinearOutputs(const Args& args, int row, int out)
-      : args_(args), row_(row), out_(out) {}
+      : args_(args), first_row_(row), row_(row + RowOfLane()), out_(out) {}
 
   __device__ __forceinline__ void Begin(LinearSums<Shape>& sums) const {
-    if (args_.residual && args_.activation == Activation::kNone) AddResidual(sums);
+    if (args_.residual && args_.activation == Activation::kNone) AddResidual(out_, sums);
     AddBias<Shape>(args_.bias, out_, args_.out, sums);
   }
 
-  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
-    ActivateSums<Shape>(args_.activation, out_, args_.out, sums);
-    if (args_.residual && args_.activation != Activation::kNone) AddResidual(sums);
-    LinearWords<Shape> words;
-    Pack<Shape>(sums, words);
-    Store(words);
+  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums, LinearStore<Shape>& store) const {
+    InParts<Shape, kPartSums>(sums, [&](int part, float (&some)[kPartSums]) {
+      const int out = out_ + part * Shape::kStoreCols;
+      ActivateSums(args_.activation, some);
+      if (args_.residual && args_.activation != Activation::kNone) AddResidual(out, some);
+      Words words;
+      Pack<T>(some, words);
+      store.StorePairs(words, first_row_, out);
+    });
   }
 
  private:
+  static constexpr int kPartSums = Shape::kStoreCols / 2;
+  using Words = uint32_t[kPartSums / 2];
+
   __device__ bool HasRow(int i) const { return row_ + 8 * i < args_.rows; }
-  __device__ int64_t At(int i) const { return int64_t{row_ + 8 * i} * args_.out + out_; }
 
-  __device__ __forceinline__ void AddResidual(LinearSums<Shape>& sums) const {
+  // To the sums of outputs from `out` on.
+  template <int kCount>
+  __device__ __forceinline__ void AddResidual(int out, float (&sums)[kCount]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      AddBlocks<Shape>(args_.residual + At(i), args_.out - out_, i, HasRow(i), sums);
-    }
-  }
-
-  __device__ __forceinline__ void Store(const LinearWords<Shape>& words) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int n = 0; n < Shape::kOuts / 8; n += 4) {
-        const bool valid = HasRow(i) && out_ + 8 * (n + QuadLane()) < args_.out;
-        StoreBlocks<Shape>(words, n, i, args_.y + At(i) + 8 * n, valid);
-      }
+      const T* from = args_.residual + int64_t{row_ + 8 * i} * args_.out + out;
+      AddBlocks(from, args_.out - out, i, HasRow(i), sums);
     }
   }
 
   const Args& args_;
-  const int row_, out_;
-};
-
-// The same with results in float32, of any number: rows need not be aligned.
-template <class Shape>
-class LinearFloats {
- public:
-  using Args = LinearArgs<typename Shape::T, float>;
-
-  __device__ LinearFloats(const Args& args, int row, int out) : args_(args), row_(row), out_(out) {}
-
-  __device__ __forceinline__ void Begin(LinearSums<Shape>& sums) const {
-    AddBias<Shape>(args_.bias, out_, args_.out, sums);
-  }
-
-  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
-    ActivateSums<Shape>(args_.activation, out_, args_.out, sums);
-    const bool in_pairs = args_.out % 2 == 0 && !args_.residual;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (row_ + 8 * i >= args_.rows) break;
-      if (in_pairs) {
-        StorePairs(sums, i);
-      } else {
-        StoreOneByOne(sums, i);
-      }
-    }
-  }
-
- private:
-  __device__ int64_t At(int i) const { return int64_t{row_ + 8 * i} * args_.out; }
-
-  __device__ __forceinline__ void StorePairs(const LinearSums<Shape>& sums, int i) const {
-#pragma unroll
-    for (int n = 0; n < Shape::kOuts / 8; ++n) {
-      const int col = out_ + 8 * n + PairOfLane(), at = 4 * n + 2 * i;
-      if (col >= args_.out) continue;
-      *reinterpret_cast<float2*>(args_.y + At(i) + col) = {sums[at], sums[at + 1]};
-    }
-  }
-
-  __device__ __forceinline__ void StoreOneByOne(const LinearSums<Shape>& sums, int i) const {
-#pragma unroll
-    for (int n = 0; n < Shape::kOuts / 8; ++n) {
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int col = out_ + 8 * n + PairOfLane() + j;
-        if (col >= args_.out) continue;
-        const float residual = args_.residual ? args_.residual[At(i) + col] : 0.0f;
-        args_.y[At(i) + col] = sums[4 * n + 2 * i + j] + residual;
-      }
-    }
-  }
-
-  const Args& args_;
-  const int row_, out_;
+  const int first_row_, row_, out_;
 };
 
 // y = activation(gate + bias) * (up + bias), as StoreGated.
@@ -253,44 +218,49 @@ class LinearGates {
   using T = typename Shape::T;
   using Args = LinearArgs<T>;
 
+  static LinearResults<T> Results(const Args& args) { return {args.y, args.out / 2}; }
+
   __device__ LinearGates(const Args& args, int row, int out) : args_(args), row_(row), out_(out) {}
 
   __device__ __forceinline__ void Begin(LinearSums<Shape>& sums) const {
     AddBias<Shape>(args_.bias, out_, args_.out, sums);
   }
 
-  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
-    ForEachPair<Shape>(args_.activation, out_, args_.out, sums,
-                       [](Activation activation, float& gate, float up) {
-                         gate = Activate(activation, gate) * up;
-                       });
-    Store(sums);
+  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums, LinearStore<Shape>& store) const {
+    InParts<Shape, kPartSums>(sums, [&](int part, Sums& some) {
+      ForEachPair(args_.activation, some, [](Activation activation, float& gate, float up) {
+        gate = Activate(activation, gate) * up;
+      });
+      Pieces pieces;
+      PackGates(some, pieces);
+      store.StorePieces(pieces, row_, out_ / 2 + part * Shape::kStoreCols);
+    });
   }
 
  private:
+  static constexpr int kPartSums = Shape::kStoreCols;
+  using Sums = float[kPartSums];
+
+  // [j][i]: of each 32 results j, eight neighbours of this lane in row i.
+  using Pieces = uint4[kPartSums / 32][2];
+
   // Of eight blocks of eight outputs, lane l of four has results 4 * n + l. After the exchange of
   // pairs of blocks it has two blocks' results of all four lanes.
-  __device__ __forceinline__ void Store(const LinearSums<Shape>& results) const {
-    const int64_t cols = args_.out / 2;
-    const int first = out_ / 2 + 8 * QuadLane();
+  __device__ __forceinline__ static void PackGates(const Sums& results, Pieces& pieces) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int row = row_ + 8 * i;
-      T* y = args_.y + row * cols + first;
 #pragma unroll
-      for (int n = 0; n < Shape::kOuts / 8; n += 8) {
+      for (int first = 0; first < kPartSums; first += 32) {
         uint32_t words[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const int at = 4 * (n + 2 * j) + 2 * i;
+          const int at = first + 8 * j + 2 * i;
           words[j] = PackPair(results[at], results[at + 4], std::type_identity<T>{});
         }
         TransposeFour(words);
-        if (row < args_.rows && first + 4 * n < cols) {
-          *reinterpret_cast<uint4*>(y + 4 * n) = {
-              __byte_perm(words[0], words[1], 0x5410), __byte_perm(words[2], words[3], 0x5410),
-              __byte_perm(words[0], words[1], 0x7632), __byte_perm(words[2], words[3], 0x7632)};
-        }
+        pieces[first / 32][i] = {
+            __byte_perm(words[0], words[1], 0x5410), __byte_perm(words[2], words[3], 0x5410),
+            __byte_perm(words[0], words[1], 0x7632), __byte_perm(words[2], words[3], 0x7632)};
       }
     }
   }

@@ -3,7 +3,9 @@
 //   * Two groups of four warps multiply tiles of 128 rows and 256 outputs
 //     (linear_sm90_multiply.cuh), their sums in registers, from where an epilogue finishes them
 //     (linear_sm90_epilogue.cuh): a product needs no memory of its own. They take turns in
-//     finishing a tile: while one does, the other has the tensor cores.
+//     finishing a tile: while one does, the other has the tensor cores. The ring lets one be ahead
+//     of the other by little, so finishing must be short: the copy engine brings results to memory
+//     (linear_sm90_store.cuh).
 //   * One thread orders tiles from the copy engine into a ring of four stages
 //     (linear_sm90_load.cuh); it is ahead by as many, so the next tile's come while one is
 //     finished.
@@ -38,7 +40,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const int group = Uniform(threadIdx.x / kGroupThreads);
   if (group < Shape::kGroups) {
     TakeRegisters<Shape::kManyRegisters>();
-    LinearMultiplier<Shape, Epilogue>(args, tiles, shared, group).Run();
+    LinearMultiplier<Shape, Epilogue>(args, tiles, shared, maps.y, group).Run();
   } else {
     GiveRegisters<Shape::kFewRegisters>();
     if (threadIdx.x % kGroupThreads == 0) LinearLoader<Shape>(maps, tiles, shared).Run();
@@ -56,15 +58,20 @@ void LaunchLinearSm90(Stream stream, const typename Shape::T* x, const typename 
                       const LinearSizes& sizes, const typename Epilogue::Args& args) {
   constexpr size_t kSharedBytes = sizeof(LinearShared<Shape>);
   static_assert(kSharedBytes <= 227 * 1024);
-  const auto make = [&](CUtensorMap* map, const void* matrix, int64_t rows, int box_rows) {
+  const auto make = [](CUtensorMap* map, const void* matrix, int64_t rows, int64_t cols,
+                       int box_rows, int box_cols) {
     return MakeBoxes(map, matrix,
-                     {.sizes = {sizes.in, rows, 1, 1},
-                      .strides = {sizes.in, rows * sizes.in, rows * sizes.in},
-                      .box = {Shape::kCols, box_rows, 1, 1}});
+                     {.sizes = {cols, rows, 1, 1},
+                      .strides = {cols, rows * cols, rows * cols},
+                      .box = {box_cols, box_rows, 1, 1}});
   };
-  LinearMaps maps;
-  if (!make(&maps.x, x, sizes.rows, Shape::kRows)) return;
-  if (!make(&maps.kernel, kernel, sizes.out, Shape::kPartOuts)) return;
+  LinearMaps maps = {};
+  if (!make(&maps.x, x, sizes.rows, sizes.in, Shape::kRows, Shape::kCols)) return;
+  if (!make(&maps.kernel, kernel, sizes.out, sizes.in, Shape::kPartOuts, Shape::kCols)) return;
+  if constexpr (requires { Epilogue::Results(args); }) {
+    const auto [y, cols] = Epilogue::Results(args);
+    if (!make(&maps.y, y, sizes.rows, cols, kGroupRows, Shape::kStoreCols)) return;
+  }
   const auto run = LinearSm90Kernel<Shape, Epilogue>;
   cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   const LinearTiles tiles =

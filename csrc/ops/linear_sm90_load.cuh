@@ -5,9 +5,10 @@
 
 namespace eet {
 
-// How the copy engine finds x and kernel: boxes of kCols columns, zeros beyond the last.
+// How the copy engine finds x and kernel: boxes of kCols columns, zeros beyond the last. And y,
+// where results have 16 bits.
 struct LinearMaps {
-  CUtensorMap x, kernel;  // (in, rows, 1, 1) and (in, out, 1, 1)
+  CUtensorMap x, kernel, y;  // (in, rows, 1, 1), (in, out, 1, 1) and (columns, rows, 1, 1)
 };
 
 template <class Shape>

@@ -3,7 +3,7 @@
 
 #include "core/lanes.cuh"
 #include "core/turns.cuh"
-#include "ops/linear_sm90_shape.cuh"
+#include "ops/linear_sm90_store.cuh"
 
 namespace eet {
 
@@ -11,29 +11,34 @@ namespace eet {
 template <class Shape>
 using LinearSums = float[Shape::kOuts / 2];
 
-// Epilogue(args, row, out) is made for a tile, with the thread's first row and the tile's first
-// output. Its Begin gives the sums their first values, its Finish gets the last ones.
+// Epilogue(args, row, out) is made for a tile, with the group's first row and the tile's first
+// output. Its Begin gives the sums their first values, its Finish gets the last ones, and a way to
+// store them.
 template <class Shape, class Epilogue>
 class LinearMultiplier {
  public:
   __device__ LinearMultiplier(const typename Epilogue::Args& args, const LinearTiles& tiles,
-                              LinearShared<Shape>& shared, int group)
-      : args_(args), tiles_(tiles), shared_(shared), group_(group), turns_{group} {}
+                              LinearShared<Shape>& shared, const CUtensorMap& y, int group)
+      : args_(args),
+        tiles_(tiles),
+        shared_(shared),
+        group_(group),
+        turns_{group},
+        store_(shared, y, group) {}
 
   __device__ __forceinline__ void Run() {
-    const int warp = threadIdx.x % kGroupThreads / kWarpSize, lane = threadIdx.x % kWarpSize;
-    const int thread_row = group_ * kGroupRows + warp * 16 + lane / 4;
     turns_.Begin();
     tiles_.ForEach<Shape>([&](int row, int out) {
-      Epilogue epilogue(args_, row + thread_row, out);
+      Epilogue epilogue(args_, row + group_ * kGroupRows, out);
       LinearSums<Shape> sums = {};
       epilogue.Begin(sums);
       Pin(sums);  // products add to registers, not to what the compiler knows of them
       Multiply(sums);
       turns_.Wait();
-      epilogue.Finish(sums);
+      epilogue.Finish(sums, store_);
       turns_.Pass();
     });
+    store_.Drain();
   }
 
  private:
@@ -79,6 +84,7 @@ class LinearMultiplier {
   LinearShared<Shape>& shared_;
   const int group_;
   const Turns<Shape::kGroups> turns_;  // in finishing
+  LinearStore<Shape> store_;
   RingSlot<Shape::kStages> slot_;
 };
 

@@ -24,6 +24,8 @@ struct LinearShape {
   static constexpr int kStages = kStages_;
   static constexpr int kPartOuts = kOuts / kLinearBlocks;  // that each block copies for all
   static constexpr int kRowBytes = kRows * kSpan, kOutBytes = kOuts * kSpan;
+  // Of results on their way to memory: a group's rows, a part of the columns at a time.
+  static constexpr int kStoreCols = 64, kStoreBytes = kGroupRows * kStoreCols * sizeof(T);
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
   static constexpr int kFewRegisters = 40, kManyRegisters = 232;
 };
@@ -32,6 +34,7 @@ template <class Shape>
 struct LinearShared {
   alignas(1024) char x[Shape::kStages][Shape::kRowBytes];
   char kernel[Shape::kStages][Shape::kOutBytes];
+  char results[Shape::kGroups][2][Shape::kStoreBytes];
   Barrier full[Shape::kStages], empty[Shape::kStages];
 };
 

@@ -9,6 +9,16 @@
 
 namespace eet {
 
+// Stores four blocks from block n on of row i. A lane stores one of them, if that is `valid`.
+template <typename T, int kWords>
+__device__ __forceinline__ void StoreBlocks(const uint32_t (&words)[kWords], int n, int i, T* to,
+                                            bool valid) {
+  uint32_t row[4] = {words[2 * n + i], words[2 * n + 2 + i], words[2 * n + 4 + i],
+                     words[2 * n + 6 + i]};
+  TransposeFour(row);
+  if (valid) reinterpret_cast<uint4*>(to)[QuadLane()] = {row[0], row[1], row[2], row[3]};
+}
+
 // A tile holds whole heads of kDim.
 template <class Shape, int kDim>
 class QkvHeads {
@@ -23,12 +33,13 @@ class QkvHeads {
 
   // Asks where the tokens go; the answer is there when the products are.
   __device__ QkvHeads(const Args& args, int row, int out)
-      : args_(args), append_(args.append), token_(row), out_(out) {
+      : args_(args), append_(args.append), token_(row + RowOfLane()), out_(out) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool valid = row + 8 * i < append_.tokens;
-      rows_[i] = valid ? append_.rows[row + 8 * i] : -1;
-      positions_[i] = valid ? append_.positions[row + 8 * i] : 0;
+      const int token = token_ + 8 * i;
+      const bool valid = token < append_.tokens;
+      rows_[i] = valid ? append_.rows[token] : -1;
+      positions_[i] = valid ? append_.positions[token] : 0;
     }
   }
 
@@ -36,11 +47,11 @@ class QkvHeads {
     AddBias<Shape>(args_.bias, out_, args_.out, sums);
   }
 
-  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums) const {
+  __device__ __forceinline__ void Finish(LinearSums<Shape>& sums, LinearStore<Shape>&) const {
     const int64_t slots[2] = {CacheSlot(append_, rows_[0], positions_[0]),
                               CacheSlot(append_, rows_[1], positions_[1])};
-    LinearWords<Shape> words;  // rounded to T, as a product of its own would be
-    Pack<Shape>(sums, words);
+    Words words;  // rounded to T, as a product of its own would be
+    Pack<T>(sums, words);
     Pin(words);  // here and below: the compiler would keep them as floats as well
     if (append_.q_norm || append_.k_norm) Normalize(words);
     if (append_.rotary_table) Rotate(words);
@@ -48,6 +59,9 @@ class QkvHeads {
   }
 
  private:
+  // A tile's, as Pack gives them.
+  using Words = uint32_t[Shape::kOuts / 4];
+
   static constexpr int kHeads = Shape::kOuts / kDim, kBlocks = kDim / 8;
   static_assert(Shape::kOuts % kDim == 0);
 
@@ -77,7 +91,7 @@ class QkvHeads {
   }
 
   // The root mean square norm of queries and keys.
-  __device__ __forceinline__ void Normalize(LinearWords<Shape>& words) const {
+  __device__ __forceinline__ void Normalize(Words& words) const {
 #pragma unroll
     for (int head = 0; head < kHeads; ++head) {
       const Part part = PartOf(head);
@@ -99,8 +113,7 @@ class QkvHeads {
   }
 
   // Over the four lanes that share a row.
-  __device__ __forceinline__ float InverseRms(const LinearWords<Shape>& words, int head,
-                                              int i) const {
+  __device__ __forceinline__ float InverseRms(const Words& words, int head, int i) const {
     float sum = 0;
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
@@ -114,7 +127,7 @@ class QkvHeads {
 
   // Turns queries and keys. The heads of a tile share cosines and sines, which are asked for all at
   // once; beyond the rotated columns they turn nothing.
-  __device__ __forceinline__ void Rotate(LinearWords<Shape>& words) const {
+  __device__ __forceinline__ void Rotate(Words& words) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int64_t token = min(token_ + 8 * i, int(append_.tokens) - 1);
@@ -157,8 +170,7 @@ class QkvHeads {
     return pages + (slot + part.kv_head * append_.page_size) * kDim;
   }
 
-  __device__ __forceinline__ void Store(const int64_t (&slots)[2],
-                                        const LinearWords<Shape>& words) const {
+  __device__ __forceinline__ void Store(const int64_t (&slots)[2], const Words& words) const {
 #pragma unroll
     for (int head = 0; head < kHeads; ++head) {
       const Part part = PartOf(head);
@@ -167,7 +179,7 @@ class QkvHeads {
         T* target = Target(i, part, slots[i]);
 #pragma unroll
         for (int n = 0; n < kBlocks; n += 4) {
-          StoreBlocks<Shape>(words, head * kBlocks + n, i, target + 8 * n, target != nullptr);
+          StoreBlocks(words, head * kBlocks + n, i, target + 8 * n, target != nullptr);
         }
       }
     }

@@ -4,22 +4,9 @@
 
 #include <cmath>
 
-#include "core/types.h"
-#ifdef EET_CUDA
-#include "core/instructions.cuh"
-#endif
+#include "core/exp.h"
 
 namespace eet {
-
-constexpr float kLog2E = 1.44269504088896341f;
-
-EET_HOST_DEVICE float Exp2(float x) {
-#ifdef __CUDA_ARCH__
-  return FastExp2(x);
-#else
-  return std::exp2(x);
-#endif
-}
 
 struct SoftmaxState {
   float max = -INFINITY;

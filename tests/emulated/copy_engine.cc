@@ -36,23 +36,30 @@ struct Box {
   CUtensorMap map;
   int first[4];
 
+  // Where a row of the box lies in the tensor, nullptr where that has nothing.
+  char* Row(int row) const {
+    int64_t offset = 0;
+    for (int i = 1; i < map.rank; row /= map.box[i++]) {
+      const int64_t at = first[i] + row % map.box[i];
+      if (at < 0 || at >= map.sizes[i]) return nullptr;
+      offset += at * map.strides[i];
+    }
+    return const_cast<char*>(map.tensor) + offset;
+  }
+
+  // The columns of the tensor that the box has.
+  int64_t begin() const { return std::max(first[0], 0); }
+  int64_t end() const { return std::min(int64_t{first[0]} + map.box[0], map.sizes[0]); }
+
   int rows() const { return map.box[1] * map.box[2] * (map.rank > 3 ? map.box[3] : 1); }
   int bytes() const { return rows() * map.span; }
 
   // A row of the box, with zeros where the tensor has nothing.
   void Load(int row, char* to) const {
     std::memset(to, 0, size_t(map.span));
-    int64_t offset = 0;
-    for (int i = 1; i < map.rank; row /= map.box[i++]) {
-      const int64_t at = first[i] + row % map.box[i];
-      if (at < 0 || at >= map.sizes[i]) return;
-      offset += at * map.strides[i];
-    }
-    const int64_t begin = std::max(first[0], 0);
-    const int64_t end = std::min(int64_t{first[0]} + map.box[0], map.sizes[0]);
-    if (begin >= end) return;
-    std::memcpy(to + (begin - first[0]) * 2, map.tensor + offset + begin * 2,
-                size_t(end - begin) * 2);
+    const char* from = Row(row);
+    if (!from || begin() >= end()) return;
+    std::memcpy(to + (begin() - first[0]) * 2, from + begin() * 2, size_t(end() - begin()) * 2);
   }
 
   void Store(char* memory, uint32_t address) const {
@@ -91,8 +98,7 @@ void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier) {
 
 void SendBytes(int rank, void* there, const void* here, int bytes, Barrier& barrier) {
   const uint32_t to = SharedAddress(there), from = SharedAddress(here);
-  emulated::Check((to | from | bytes) % 16 == 0,
-                  "a copy of bytes is not one of multiples of 16");
+  emulated::Check((to | from | bytes) % 16 == 0, "a copy of bytes is not one of multiples of 16");
   emulated::Block& source = *emulated::current->block;
   emulated::Block& block = *source.grid->live.at(rank);
   emulated::At(source, from, bytes);
@@ -111,6 +117,20 @@ void StoreAt(int rank, float& variable, float value, Barrier& barrier) {
   emulated::At(block, address, sizeof(value));
   Order(block, barrier.Address(), sizeof(value),
         [=](char* memory) { std::memcpy(memory + address, &value, sizeof(value)); });
+}
+
+void StoreBox(const CUtensorMap& map, uint32_t shared, int x, int y, int z, int w) {
+  const Box box{map, {x, y, z, w}};
+  emulated::Check(shared % 128 == 0, "a box comes from an address that is not a multiple of 128");
+  const char* memory = emulated::current->block->memory;
+  emulated::At(*emulated::current->block, shared, box.bytes());
+  for (int row = 0; row < box.rows(); ++row) {
+    char* to = box.Row(row);
+    for (int64_t col = box.begin(); to && col < box.end(); ++col) {
+      const uint32_t from = shared + row * map.span + uint32_t(col - x) * 2;
+      std::memcpy(to + col * 2, memory + emulated::Swizzled(from, map.span), 2);
+    }
+  }
 }
 
 void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Barrier& barrier,

@@ -75,6 +75,10 @@ inline void FenceBarriers() {}
 inline void FenceSharedCopies() {}
 inline uint64_t ReadOncePolicy() { return 0; }
 
+inline void StoreShared(uint32_t address, const uint4& words) {
+  std::memcpy(emulated::At(*emulated::current->block, address, 16), &words, 16);
+}
+
 void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier);
 void SendBytes(int rank, void* there, const void* here, int bytes, Barrier& barrier);
 void StoreAt(int rank, float& variable, float value, Barrier& barrier);
@@ -103,6 +107,12 @@ inline void CopyBoxToCluster(uint32_t shared, const CUtensorMap& map, int x, int
                              Barrier& barrier, uint16_t ranks) {
   OrderBox(shared, map, {x, y, z, w}, barrier, ranks);
 }
+
+// At once: what is written to shared memory too early is not noticed.
+void StoreBox(const CUtensorMap& map, uint32_t shared, int x, int y, int z, int w);
+
+template <int kPending>
+void WaitStores() {}
 
 inline void CopyTile(void* shared, const CUtensorMap& map, int chunk, int row, Barrier& barrier,
                      uint64_t) {

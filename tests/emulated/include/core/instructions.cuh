@@ -24,6 +24,7 @@ inline int64_t Nanoseconds() {
 inline uint4 Anew(uint4 words) { return words; }
 
 inline float FastExp2(float x) { return std::exp2(x); }
+inline float FastReciprocal(float x) { return 1.0f / x; }
 
 template <int kThreads>
 void WaitAtBarrier(int barrier, Where where = Where::current()) {

@@ -100,6 +100,24 @@ inline void LoadMatricesTransposed(uint32_t (&matrices)[4], const void* row,
   });
 }
 
+inline void StoreMatrices(const uint32_t (&matrices)[4], uint32_t row_address,
+                          Where where = Where::current()) {
+  struct Lane {
+    const uint32_t* matrices;
+    uint32_t row_address;
+  };
+  Lane mine{matrices, row_address};
+  emulated::Meet("a store of matrices", ~0u, mine, where, [](const auto& lanes) {
+    for (int i = 0; i < 32; ++i) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        const uint32_t row = lanes[8 * matrix + i / 4]->row_address + i % 4 * 4;
+        std::memcpy(emulated::At(*emulated::current->block, row, 4), &lanes[i]->matrices[matrix],
+                    4);
+      }
+    }
+  });
+}
+
 inline uint32_t TransposeMatrix(uint32_t matrix, Where where = Where::current()) {
   emulated::Meet("a transpose", ~0u, matrix, where, [](const auto& lanes) {
     uint16_t elements[8][8];
