@@ -67,7 +67,7 @@ def logits(
     weights: Prepared,
     hidden: jax.Array,
     *,
-    path: str | None = None,
+    path: str,
     implementation: str | None = None,
 ) -> jax.Array:
     """Logits `[..., vocab]` float32 of rows of the residual stream."""

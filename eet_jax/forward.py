@@ -15,6 +15,9 @@ from eet_jax.positions import alibi_slopes, rotary_table
 from eet_jax.prepare import Prepared, arrange
 from xla_ops import AttentionWeights, MlpWeights, attention, linear, mlp, rms_norm, rotary
 
+PATH = "prefill"
+"""Of all products, however few tokens there are: a row's bits do not depend on their number"""
+
 
 def forward(
     config: DecoderConfig,
@@ -73,7 +76,7 @@ def forward(
     if return_hidden:
         out = ends.final_norm(config, weights, x, implementation)
     else:
-        out = ends.logits(config, weights, x, implementation=implementation)
+        out = ends.logits(config, weights, x, path=PATH, implementation=implementation)
         out = out if logits_dtype is None else out.astype(logits_dtype)
     return out if order is None else masks.undo(out, order)
 
@@ -154,6 +157,7 @@ def _layer(
         down_bias=w.down_bias,
         activation=config.activation,
         gated=config.gated_mlp,
+        path=PATH,
         implementation=implementation,
     )
     return x + attended + fed if config.parallel_residual else source + fed
@@ -168,7 +172,7 @@ def _attention(
     implementation: str | None,
 ) -> jax.Array:
     normed = ends.norm(config, x, w.norm_scale, w.norm_bias, implementation)
-    qkv = linear(normed, w.qkv_kernel, w.qkv_bias, implementation=implementation)
+    qkv = linear(normed, w.qkv_kernel, w.qkv_bias, path=PATH, implementation=implementation)
     qkv = qkv.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
     q = qkv[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
     k, v = qkv[..., -2, :], qkv[..., -1, :]
@@ -189,4 +193,4 @@ def _attention(
         implementation=implementation,
     )
     attended = attended.reshape(*x.shape[:2], -1)
-    return linear(attended, w.o_kernel, w.o_bias, implementation=implementation)
+    return linear(attended, w.o_kernel, w.o_bias, path=PATH, implementation=implementation)

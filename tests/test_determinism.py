@@ -55,6 +55,13 @@ def all_logits(config, weights, tokens):
     return np.asarray(jitted_forward(config, weights, jax.device_put(tokens)).astype("float32"))
 
 
+def exact_logits(config, weights, rows):
+    """The same logits in float32, of the last ``STEPS + 1`` tokens."""
+    config = config.replace(dtype="float32", param_dtype="float32")
+    weights = jax.tree.map(lambda x: x.astype("float32") if x.dtype != "int32" else x, weights)
+    return all_logits(config, weights, padded(rows))[:, WIDTH - STEPS - 1 : WIDTH]
+
+
 def test_logits_are_the_same_alone_and_among_any_rows(model):
     rng = np.random.default_rng(0)
     (prompt,), (continuation,) = random_rows(rng, [29]), random_rows(rng, [STEPS])
@@ -115,7 +122,9 @@ def test_paths_agree_on_greedy_tokens(model):
         ],
         axis=1,
     )[:, :, 0]
-    spread = {"float32": 2e-5, "bfloat16": 0.12, "float16": 0.02}[config.dtype]
+    spread = 2e-5
+    if config.dtype != "float32":  # paths differ by less than rounding moves most logits
+        spread = 3 * np.sqrt(np.mean((forward - exact_logits(config, weights, rows)) ** 2))
     best, second = np.sort(forward, axis=-1)[..., [-1, -2]].transpose(2, 0, 1)
     decided = best - second > 2 * spread
     assert decided.mean() > 0.5

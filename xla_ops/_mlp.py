@@ -21,6 +21,7 @@ def mlp(
     residual: jax.Array | None = None,
     activation: str | None = "silu",
     gated: bool = True,
+    path: str | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
     """Computes ``down(activation(gate(x)) * up(x)) + residual``, or ``down(activation(up(x)))``.
@@ -35,6 +36,7 @@ def mlp(
         residual: `[..., hidden]`, added to the result.
         activation: as in ``linear``.
         gated: which of the two.
+        path: as in ``linear``.
         implementation: None or "native" for the kernels, "reference" for plain JAX.
 
     Returns:
@@ -47,7 +49,7 @@ def mlp(
     attrs = {
         "activation": activation_index(activation),
         "gated": bool(gated),
-        "path": path_index(None, x),
+        "path": path_index(path, x),
     }
 
     def native(*operands: jax.Array) -> jax.Array:
