@@ -64,6 +64,12 @@ def test_dtypes(rng, dtype, decode, implementation):
     check(rng, EVERYTHING.having(decode=decode), dtype, implementation, scale=5.0)
 
 
+# QKV products of few rows that a kernel of Hopper's finishes: heads are not normed.
+@pytest.mark.parametrize("name", ["plain", "gated_biases", "partial_rotary", "alibi", "long"])
+def test_decode(rng, dtype, name):
+    check(rng, CASES[name].having(decode=True), dtype, "native", scale=5.0)
+
+
 # Sizes whose QKV product one kernel of Hopper's finishes: heads of 64, 128 and 256; tokens that
 # fill tiles of 128, or do not; 4096 outputs and more, or less.
 WIDE_HEADS = {

@@ -3,58 +3,9 @@
 #pragma once
 
 #include "core/instructions.cuh"
-#include "ops/linear_decode_sm90_shape.cuh"
+#include "ops/linear_decode_sm90_outputs.cuh"
 
 namespace eet {
-
-// Adjacent elements that are moved together.
-template <typename Y, int kCount>
-struct alignas(kCount * sizeof(Y)) Neighbours {
-  Y values[kCount];
-};
-
-// Adds the residual and stores. `at`: of the first in y.
-template <typename T, typename Y, int kCount>
-__device__ __forceinline__ void StoreNeighbours(const LinearArgs<T, Y>& args, int64_t at,
-                                                const float (&values)[kCount]) {
-  using Pack = Neighbours<Y, kCount>;
-  Pack residual = {}, result;
-  if (args.residual) residual = *reinterpret_cast<const Pack*>(args.residual + at);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) result.values[i] = Y(values[i] + float(residual.values[i]));
-  *reinterpret_cast<Pack*>(args.y + at) = result;
-}
-
-// As StorePair, of outputs `col` to col + 3, whose packs are aligned.
-template <typename T, typename Y>
-__device__ __forceinline__ void StoreFour(const LinearArgs<T, Y>& args, int64_t row, int64_t col,
-                                          float (&sums)[4]) {
-  if (args.bias) {
-    const auto bias = *reinterpret_cast<const Neighbours<T, 4>*>(args.bias + col);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i] += float(bias.values[i]);
-  }
-  const int64_t at = row * args.out + col;
-  if (args.gated) {
-    StoreNeighbours(args, at / 2,
-                    {Activate(args.activation, sums[0]) * sums[1],
-                     Activate(args.activation, sums[2]) * sums[3]});
-    return;
-  }
-  if (args.activation != Activation::kNone) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i] = Activate(args.activation, sums[i]);
-  }
-  StoreNeighbours(args, at, sums);
-}
-
-template <typename T, typename Y>
-__device__ __forceinline__ bool HasAlignedFours(const LinearArgs<T, Y>& args) {
-  const auto bits = reinterpret_cast<uintptr_t>(args.y) |
-                    reinterpret_cast<uintptr_t>(args.residual) |
-                    reinterpret_cast<uintptr_t>(args.bias);
-  return args.out % 4 == 0 && bits % 16 == 0;
-}
 
 template <class Shape>
 class LinearDecodeFinisher {
@@ -79,25 +30,23 @@ class LinearDecodeFinisher {
     shared_.all_received.Wait(0);
   }
 
-  // By all consumers.
-  template <typename Y>
-  __device__ __forceinline__ void Finish(const LinearArgs<T, Y>& args,
-                                         const LinearDecodePart& part) const {
+  // Brings outputs to where they go, as `output` makes them; by all consumers.
+  template <class Output>
+  __device__ __forceinline__ void Finish(const Output& output, const LinearDecodePart& part,
+                                         int64_t outs) const {
     constexpr int kFours = Shape::kShare / 4;
-    const int first_out = part.out + Shape::Rank() * Shape::kShare;
-    const bool aligned = HasAlignedFours(args);
+    const int64_t first_out = part.out + Shape::Rank() * Shape::kShare;
 #pragma unroll 4
     for (int i = threadIdx.x; i < tokens_ * kFours; i += Shape::kConsumers) {
       const int token = i / kFours, at = i % kFours * 4;
       const int64_t row = part.token + token, out = first_out + at;
-      if (out >= args.out) continue;
+      if (out >= outs) continue;
       float sums[4] = {};
       Add(token, at, sums);
-      if (aligned) {
-        StoreFour(args, row, out, sums);
+      if constexpr (Output::kAppends) {
+        output.Store(row, shared_.slots[token], out, sums);
       } else {
-        StorePair(args, row, out, sums[0], sums[1]);
-        if (out + 2 < args.out) StorePair(args, row, out + 2, sums[2], sums[3]);
+        output.Store(row, out, sums);
       }
     }
   }

@@ -130,10 +130,11 @@ class LinearDecodeMultiplier {
   RingSlot<Shape::kStages> slot_;
 };
 
-template <class Shape, typename Y>
+template <class Shape, class Output>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
-    LinearDecodeSm90Kernel(const __grid_constant__ LinearArgs<typename Shape::T, Y> args,
-                           const __grid_constant__ LinearDecodeMaps maps) {
+    LinearDecodeSm90Kernel(const __grid_constant__ typename Output::Args args,
+                           const __grid_constant__ LinearDecodeMaps maps,
+                           const __grid_constant__ LinearDecodeSizes sizes) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Cluster = typename Shape::Cluster;
   constexpr bool kInCluster = Shape::kSplits > 1;
@@ -143,9 +144,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   __syncthreads();
   if constexpr (kInCluster) Cluster::Arrive();  // this block can be sent to
   // The next kernel may count on kernels in front of this one only if this one has waited for them.
-  if (!args.kernel_is_ready) WaitForKernelsBefore();
+  if (!sizes.kernel_is_ready) WaitForKernelsBefore();
   LetNextKernelStart();
-  const auto part = LinearDecodePart::Of(args.in, std::type_identity<Shape>{});
+  const auto part = LinearDecodePart::Of(sizes.in, std::type_identity<Shape>{});
   const int group = Uniform(threadIdx.x / kGroupThreads);
   if (group == Shape::kGroups) {
     if (threadIdx.x == Shape::kConsumers) LinearDecodeLoader<Shape>(maps, part, shared).Run();
@@ -153,6 +154,13 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if constexpr (kInCluster) Cluster::Wait();
     if constexpr (kInCluster) Cluster::Arrive();
   } else {
+    const Output output(args);
+    const int tokens = int(min(sizes.rows - part.token, int64_t{Shape::kTokens}));
+    if constexpr (Output::kAppends) {  // three loads, one after the other, while weights come
+      WaitForKernelsBefore();
+      const int token = threadIdx.x;
+      if (token < tokens) shared.slots[token] = output.SlotOf(part.token + token);
+    }
     LinearDecodeMultiplier<Shape> multiplier(shared, group);
     typename LinearDecodeMultiplier<Shape>::Sums sums = {};
     Pin(sums);  // products add to registers, not to what the compiler knows of them
@@ -162,12 +170,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     FenceSharedCopies();
     WaitAtBarrier<Shape::kConsumers>(1);
     if constexpr (kInCluster) Cluster::Wait();
-    const int tokens = int(min(args.rows - part.token, int64_t{Shape::kTokens}));
     const LinearDecodeFinisher<Shape> finisher(shared, tokens);
     finisher.Exchange();
     if constexpr (kInCluster) Cluster::Arrive();  // nobody sends to this block any more
     WaitForKernelsBefore();                       // for the residual
-    finisher.Finish(args, part);
+    finisher.Finish(output, part, sizes.out);
   }
   if constexpr (kInCluster) Cluster::Wait();  // what this block has sent has arrived
 #endif

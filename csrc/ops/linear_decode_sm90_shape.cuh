@@ -57,7 +57,14 @@ struct LinearDecodeShared {
   };
   // Of this block's share, from all blocks that divide the columns.
   LinearDecodeSums<Shape> received[Shape::kSplits > 1 ? Shape::kSplits : 0];
+  int64_t slots[Shape::kTokens];  // in the cache, where outputs are appended to it
   Barrier full[Shape::kStages], empty[Shape::kStages], all_received;
+};
+
+// What is multiplied.
+struct LinearDecodeSizes {
+  int64_t rows, in, out;
+  bool kernel_is_ready;  // as LinearArgs has it
 };
 
 // A block's part of a product.

@@ -1,7 +1,9 @@
-// QKV product, rotation and append on Hopper: linear's kernel with an epilogue of its own.
+// QKV product, rotation and append on Hopper: linear's kernels with outputs of their own.
 #include "core/vector.cuh"
+#include "ops/linear_decode_sm90_launch.cuh"
 #include "ops/linear_sm90_kernel.cuh"
 #include "ops/qkv_append.h"
+#include "ops/qkv_append_fours.cuh"
 #include "ops/qkv_append_heads.cuh"
 
 namespace eet {
@@ -14,9 +16,10 @@ static bool IsAligned(const LinearArgs<T>& product, const RotaryAppendArgs<T>& a
          IsAligned16(append.k) && IsAligned16(append.v);
 }
 
-// Tiles hold whole heads.
+// Many rows, in tiles that hold whole heads.
 template <int kDim, typename T>
-static void Launch(Stream stream, const LinearArgs<T>& product, const RotaryAppendArgs<T>& append) {
+static void LaunchHeads(Stream stream, const LinearArgs<T>& product,
+                        const RotaryAppendArgs<T>& append) {
   const LinearSizes sizes{.rows = product.rows, .in = product.in, .out = product.out};
   WithLinearShape<T, kDim>(sizes, [&]<class Shape>(Shape) {
     LaunchLinearSm90<Shape, QkvHeads<Shape, kDim>>(
@@ -26,21 +29,41 @@ static void Launch(Stream stream, const LinearArgs<T>& product, const RotaryAppe
 }
 
 template <typename T>
+static bool AppendMany(Stream stream, const LinearArgs<T>& product,
+                       const RotaryAppendArgs<T>& append) {
+  switch (append.head_dim) {
+    case 64:
+      LaunchHeads<64>(stream, product, append);
+      return true;
+    case 128:
+      LaunchHeads<128>(stream, product, append);
+      return true;
+    case 256:
+      LaunchHeads<256>(stream, product, append);
+      return true;
+  }
+  return false;
+}
+
+template <typename T>
+static bool AppendFew(Stream stream, const LinearArgs<T>& product,
+                      const RotaryAppendArgs<T>& append) {
+  if (append.q_norm || append.k_norm || append.head_dim % 4 != 0) return false;
+  LaunchLinearDecodeSm90<QkvFours<T>>(stream, product.x, product.kernel,
+                                      {.rows = product.rows,
+                                       .in = product.in,
+                                       .out = product.out,
+                                       .kernel_is_ready = product.kernel_is_ready},
+                                      {.bias = product.bias, .append = append});
+  return true;
+}
+
+template <typename T>
 bool QkvAppend(Stream stream, const LinearArgs<T>& product, const RotaryAppendArgs<T>& append) {
   if constexpr (sizeof(T) == 2) {
-    if (ComputeMajor() != 9 || product.path != LinearPath::kPrefill) return false;
-    if (product.in == 0 || !IsAligned(product, append)) return false;
-    switch (append.head_dim) {
-      case 64:
-        Launch<64>(stream, product, append);
-        return true;
-      case 128:
-        Launch<128>(stream, product, append);
-        return true;
-      case 256:
-        Launch<256>(stream, product, append);
-        return true;
-    }
+    if (ComputeMajor() != 9 || product.in == 0 || !IsAligned(product, append)) return false;
+    return product.path == LinearPath::kPrefill ? AppendMany(stream, product, append)
+                                                : AppendFew(stream, product, append);
   }
   return false;
 }

@@ -1,0 +1,74 @@
+// What linear for few rows on Hopper makes of its sums, four neighbours at a time.
+#pragma once
+
+#include "ops/linear_decode_sm90_shape.cuh"
+
+namespace eet {
+
+// Adjacent elements that are moved together.
+template <typename Y, int kCount>
+struct alignas(kCount * sizeof(Y)) Neighbours {
+  Y values[kCount];
+};
+
+// To four sums, of outputs from `out` on.
+template <typename T>
+__device__ __forceinline__ void AddBias(const T* bias, int64_t out, float (&sums)[4]) {
+  if (!bias) return;
+  const auto some = *reinterpret_cast<const Neighbours<T, 4>*>(bias + out);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[i] += float(some.values[i]);
+}
+
+// y = activation(sum + bias) + residual, as StoreOutput, or gated, as StoreGated.
+template <typename T, typename Y>
+class LinearDecodeOutputs {
+ public:
+  using Args = LinearArgs<T, Y>;
+  static constexpr bool kAppends = false;
+
+  __device__ explicit LinearDecodeOutputs(const Args& args) : args_(args) {
+    const auto bits = reinterpret_cast<uintptr_t>(args.y) |
+                      reinterpret_cast<uintptr_t>(args.residual) |
+                      reinterpret_cast<uintptr_t>(args.bias);
+    in_fours_ = args.out % 4 == 0 && bits % 16 == 0;
+  }
+
+  // Of row `row` from output `out` on, a multiple of four.
+  __device__ __forceinline__ void Store(int64_t row, int64_t out, float (&sums)[4]) const {
+    if (in_fours_) return StoreFour(row, out, sums);
+    StorePair(args_, row, out, sums[0], sums[1]);
+    if (out + 2 < args_.out) StorePair(args_, row, out + 2, sums[2], sums[3]);
+  }
+
+ private:
+  __device__ __forceinline__ void StoreFour(int64_t row, int64_t out, float (&sums)[4]) const {
+    AddBias(args_.bias, out, sums);
+    const int64_t at = row * args_.out + out;
+    if (args_.gated) {
+      return Finish(at / 2, {Activate(args_.activation, sums[0]) * sums[1],
+                             Activate(args_.activation, sums[2]) * sums[3]});
+    }
+    if (args_.activation != Activation::kNone) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] = Activate(args_.activation, sums[i]);
+    }
+    Finish(at, sums);
+  }
+
+  // Adds the residual and stores. `at`: of the first in y.
+  template <int kCount>
+  __device__ __forceinline__ void Finish(int64_t at, const float (&values)[kCount]) const {
+    using Pack = Neighbours<Y, kCount>;
+    Pack residual = {}, result;
+    if (args_.residual) residual = *reinterpret_cast<const Pack*>(args_.residual + at);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) result.values[i] = Y(values[i] + float(residual.values[i]));
+    *reinterpret_cast<Pack*>(args_.y + at) = result;
+  }
+
+  const Args& args_;
+  bool in_fours_;  // whether all packs are aligned
+};
+
+}  // namespace eet
