@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 
 import checkpoints
+import jax
 import numpy as np
 import pytest
 from commands import fail, succeed
@@ -66,10 +68,20 @@ def test_options():
     assert (found["batch"], found["context"], found["dtype"]) == (3, 200, "float32")
 
 
+def memory_bytes():
+    """Of JAX's default device, as the operating system or the driver's tool has it."""
+    if jax.default_backend() == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    return int(subprocess.check_output(query, text=True).split()[0]) << 20
+
+
 def test_this_device():
     device = inspect("eet-tiny")["device"]
-    assert device["memory_bytes"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert device["usable_bytes"] == int(0.75 * device["memory_bytes"])
+    # A driver keeps some of a GPU's memory for itself.
+    assert device["memory_bytes"] == pytest.approx(memory_bytes(), rel=0.02)
+    share = 0.75 if jax.default_backend() == "cpu" else 0.9
+    assert device["usable_bytes"] == int(share * device["memory_bytes"])
 
 
 def test_what_fits():
