@@ -2,7 +2,6 @@
 #pragma once
 
 #include "core/lanes.cuh"
-#include "core/turns.cuh"
 #include "ops/linear_sm90_store.cuh"
 
 namespace eet {
@@ -19,24 +18,16 @@ class LinearMultiplier {
  public:
   __device__ LinearMultiplier(const typename Epilogue::Args& args, const LinearTiles& tiles,
                               LinearShared<Shape>& shared, const CUtensorMap& y, int group)
-      : args_(args),
-        tiles_(tiles),
-        shared_(shared),
-        group_(group),
-        turns_{group},
-        store_(shared, y, group) {}
+      : args_(args), tiles_(tiles), shared_(shared), group_(group), store_(shared, y, group) {}
 
   __device__ __forceinline__ void Run() {
-    turns_.Begin();
     tiles_.ForEach<Shape>([&](int row, int out) {
       Epilogue epilogue(args_, row + group_ * kGroupRows, out);
       LinearSums<Shape> sums = {};
       epilogue.Begin(sums);
       Pin(sums);  // products add to registers, not to what the compiler knows of them
       Multiply(sums);
-      turns_.Wait();
       epilogue.Finish(sums, store_);
-      turns_.Pass();
     });
     store_.Drain();
   }
@@ -83,7 +74,6 @@ class LinearMultiplier {
   const LinearTiles& tiles_;
   LinearShared<Shape>& shared_;
   const int group_;
-  const Turns<Shape::kGroups> turns_;  // in finishing
   LinearStore<Shape> store_;
   RingSlot<Shape::kStages> slot_;
 };

@@ -81,10 +81,8 @@ class LinearStore {
 
   __device__ __forceinline__ static bool IsLeader() { return threadIdx.x % kGroupThreads == 0; }
 
-  // Of the group. The barriers before are those of Turns.
-  __device__ __forceinline__ void Sync() const {
-    WaitAtBarrier<kGroupThreads>(1 + Shape::kGroups + group_);
-  }
+  // Of the group.
+  __device__ __forceinline__ void Sync() const { WaitAtBarrier<kGroupThreads>(1 + group_); }
 
   const CUtensorMap& y_;
   char (&parts_)[2][Shape::kStoreBytes];
