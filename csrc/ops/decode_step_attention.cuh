@@ -2,12 +2,17 @@
 // ring, and publishes either the attended heads or, where the row has several splits, its part of
 // them, which a second round merges.
 //
+// A warp takes a microsecond for a strip of sixteen keys. So where a block has few items of a tile
+// each, warps share a tile, a strip for each. An item of one tile has the same bits either way: its
+// strips' outputs are found apart, and merged in order. Not for heads of more than 64: their tiles
+// have two strips at most, and two outputs more registers than there are.
+//
 // The token itself is in no tile yet: its key and value are put into the tile where they belong,
 // and into the cache for the steps to come.
 #pragma once
 
-#include "ops/decode_step_heads.cuh"
 #include "ops/decode_step_merge.cuh"
+#include "ops/decode_step_strips.cuh"
 
 namespace eet {
 
@@ -17,7 +22,12 @@ class Attender {
   using Tile = CacheTile<T, kDim>;
 
   __device__ explicit Attender(StepBlock<T>& block)
-      : block_(block), warp_(WarpId()), lane_(LaneId()), deal_(block, Tile::kKeys), merger_(block) {
+      : block_(block),
+        warp_(WarpId()),
+        lane_(LaneId()),
+        strips_(block.args().scale, lane_),
+        deal_(block, Tile::kKeys),
+        merger_(block) {
     group_ = int(block.sizes().heads) / int(block.sizes().kv_heads);
   }
 
@@ -26,41 +36,35 @@ class Attender {
     block_.Trace(layer, Phase::kPartials, StepEvent::kBegan);
     deal_.Deal(layer);
     for (int round = 0; round < deal_.rounds(); ++round) {
-      Round(layer, deal_.ItemOfLane(round), place);
+      const AttentionItem of_lane = deal_.ItemOfLane(round);
+      if (SharesTiles(of_lane)) {
+        RoundOfStrips(layer, of_lane, place);
+      } else {
+        Round(layer, of_lane, place);
+      }
     }
     merger_.Run(layer, deal_);
   }
 
  private:
+  using Strips = StripAttender<T, kDim>;
+  using Output = typename Strips::Output;
+  using Queries = typename Strips::Queries;
+  using Newest = NewKey<kDim>;
+
   static constexpr int kHeadWords = kDim / 2;
-  static constexpr int kFragments = kDim / 16;
-
-  // The second operand of the scores: head lane / 4 of the item.
-  using Queries = uint32_t[kFragments][2];
-
-  // The token's own key and value: words lane, lane + 32, ... of them.
-  struct NewKey {
-    static constexpr int kWords = (kHeadWords + kWarpSize - 1) / kWarpSize;
-    uint32_t key[kWords], value[kWords];
-  };
-
-  __device__ bool HasWord(int i) const {
-    return kHeadWords % kWarpSize == 0 || lane_ + i * kWarpSize < kHeadWords;
-  }
-
-  // Element [n][2 * i + j] is of column 16 * n + 8 * i + lane / 4 and head lane % 4 * 2 + j.
-  struct Output {
-    float sums[kFragments][4] = {};
-    SoftmaxState softmax[2];  // sums over this lane's keys only
-  };
+  static constexpr bool kShares = kDim <= 64;
+  static constexpr int kStrips = Strips::kStrips, kTeams = kConsumers / kStrips;
+  static_assert(kTeams * kStrips == kConsumers);
+  static constexpr int kStripsBarrier = 3;  // after those of decode_step_begin.cuh
 
   // One item for each warp; their tiles alternate in the ring.
   __device__ void Round(int layer, const AttentionItem& of_lane, RingPlace& place) {
-    const AttentionItem item = Own(of_lane);
+    const AttentionItem item = Own(of_lane, warp_);
     Queries queries = {};
-    NewKey newest = {};
+    Newest newest = {};
     Output output;
-    if (item.heads > 0) Begin(layer, item, queries, newest);
+    if (item.heads > 0) Begin(layer, item, true, queries, newest);
     int most = of_lane.tiles;
 #pragma unroll
     for (int step = 1; step < kConsumers; step *= 2) {
@@ -82,10 +86,44 @@ class Attender {
     if (item.heads > 0) Publish(layer, item, output);
   }
 
-  // The item that lane `warp` has found.
-  __device__ AttentionItem Own(const AttentionItem& of_lane) const {
+  // Whether the items of a round are so few, and of one tile at most, that a team of warps can take
+  // each.
+  __device__ bool SharesTiles(const AttentionItem& of_lane) const {
+    if constexpr (!kShares) return false;
+    const unsigned items = __ballot_sync(kFullMask, of_lane.heads > 0);
+    return items >> kTeams == 0 && __ballot_sync(kFullMask, of_lane.tiles > 1) == 0;
+  }
+
+  // One item for each team, a strip of its tile for each warp. The first warp publishes.
+  __device__ void RoundOfStrips(int layer, const AttentionItem& of_lane, RingPlace& place) {
+    const int team = warp_ / kStrips, strip = warp_ % kStrips;
+    const AttentionItem item = Own(of_lane, team);
+    Queries queries = {};
+    Newest newest = {};
+    Output output;
+    if (item.heads > 0) Begin(layer, item, strip == 0, queries, newest);
+    for (int other = 0; other < kTeams; ++other) {
+      if (__shfl_sync(kFullMask, of_lane.tiles, other) == 0) continue;
+      char* data = block_.AwaitTile(place);
+      if (other == team) {
+        __syncwarp();
+        InsertInto(item, data, item.first_key, strip, strip + 1, newest);
+        strips_.Attend(data, strip, item.keys, item.first_key, queries, output);
+        if (strip > 0) strips_.Leave(data, strip, output);
+      }
+      WaitAtBarrier<kConsumers * kWarpSize>(kStripsBarrier);
+      if (other == team && strip == 0) {
+        for (int i = 1; i < kStrips; ++i) output.Merge(strips_.Take(data, i));
+      }
+      block_.ReleaseTile(place, lane_);
+    }
+    if (item.heads > 0 && strip == 0) Publish(layer, item, output);
+  }
+
+  // The item that a lane has found.
+  __device__ AttentionItem Own(const AttentionItem& of_lane, int lane) const {
     AttentionItem item;
-    const auto own = [&](int value) { return __shfl_sync(kFullMask, value, warp_); };
+    const auto own = [&](int value) { return __shfl_sync(kFullMask, value, lane); };
     item.token = own(of_lane.token);
     item.kv_head = own(of_lane.kv_head);
     item.first_head = own(of_lane.first_head);
@@ -116,8 +154,10 @@ class Attender {
             .inverse = rsqrtf(squares / kDim + args.attention_norm.eps)};
   }
 
-  // Loads the queries, and the token's key and value where the item ends with them.
-  __device__ void Begin(int layer, const AttentionItem& item, Queries& queries, NewKey& newest) {
+  // Loads the queries, and the token's key and value where the item ends with them. One warp of
+  // those that have the item appends them to the cache.
+  __device__ void Begin(int layer, const AttentionItem& item, bool appends, Queries& queries,
+                        Newest& newest) {
     block_.AwaitHint(layer, Phase::kQkv);
     const int head = lane_ / 4, column = lane_ % 4 * 2;
     const uint32_t* heads = Heads(layer, item);
@@ -131,15 +171,15 @@ class Attender {
         queries[i / 2][i % 2] = exists ? LoadRelaxed(words + i * 4) : 0;
       }
 #pragma unroll
-      for (int i = 0; i < NewKey::kWords; ++i) {
-        const bool has = last && HasWord(i);
+      for (int i = 0; i < Newest::kWords; ++i) {
+        const bool has = last && Newest::HasWord(i, lane_);
         newest.key[i] = has ? LoadRelaxed(key + i * kWarpSize) : 0;
         newest.value[i] = has ? LoadRelaxed(key + kHeadWords + i * kWarpSize) : 0;
       }
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) there = there && IsThere(queries[i / 2][i % 2]);
 #pragma unroll
-      for (int i = 0; i < NewKey::kWords; ++i) {
+      for (int i = 0; i < Newest::kWords; ++i) {
         there = there && IsThere(newest.key[i]) && IsThere(newest.value[i]);
       }
       return there;
@@ -147,13 +187,13 @@ class Attender {
     block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kQkv));
     __syncwarp();
     if (block_.NormsHeads()) NormHeads(layer, item, last, queries, newest);
-    if (last && item.first_head == 0) Append(layer, item, newest);
+    if (appends && last && item.first_head == 0) Append(layer, item, newest);
     block_.Trace(layer, Phase::kPartials, StepEvent::kStaged);
   }
 
   // Norms and rotates the queries, and the token's key where it is there.
   __device__ void NormHeads(int layer, const AttentionItem& item, bool last, Queries& queries,
-                            NewKey& newest) const {
+                            Newest& newest) const {
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) squares += SquaresOf<T>(queries[i / 2][i % 2]);
@@ -167,59 +207,52 @@ class Attender {
     if (!last) return;
     squares = 0.0f;
 #pragma unroll
-    for (int i = 0; i < NewKey::kWords; ++i) squares += SquaresOf<T>(newest.key[i]);
+    for (int i = 0; i < Newest::kWords; ++i) squares += SquaresOf<T>(newest.key[i]);
     squares = WarpReduce<Sum>(squares);
     const HeadTransform<T> of_key = Transform(item, block_.args().k_norm, layer, squares);
 #pragma unroll
-    for (int i = 0; i < NewKey::kWords; ++i) {
-      if (HasWord(i)) newest.key[i] = of_key(newest.key[i], 2 * (lane_ + i * kWarpSize));
+    for (int i = 0; i < Newest::kWords; ++i) {
+      if (Newest::HasWord(i, lane_))
+        newest.key[i] = of_key(newest.key[i], 2 * (lane_ + i * kWarpSize));
     }
   }
 
   // Appends the token's key and value to the cache for the steps to come.
-  __device__ void Append(int layer, const AttentionItem& item, const NewKey& newest) const {
+  __device__ void Append(int layer, const AttentionItem& item, const Newest& newest) const {
     const int64_t slot = Slot(layer, item);
 #pragma unroll
-    for (int i = 0; i < NewKey::kWords; ++i) {
-      if (!HasWord(i)) break;
+    for (int i = 0; i < Newest::kWords; ++i) {
+      if (!Newest::HasWord(i, lane_)) break;
       const int column = 2 * (lane_ + i * kWarpSize);
       *reinterpret_cast<uint32_t*>(block_.args().k + slot + column) = newest.key[i];
       *reinterpret_cast<uint32_t*>(block_.args().v + slot + column) = newest.value[i];
     }
   }
 
-  // Strip by strip in a loop: unrolled, the code would take longer to fetch than to run.
-  __device__ void Attend(const AttentionItem& item, char* data, int first_key,
-                         const Queries& queries, const NewKey& newest, Output& output) {
-    const Tile keys{data}, values{data + Tile::kHalf};
-    const int row = item.position - first_key;
-    if (row >= 0 && row < Tile::kKeys) Insert(keys, values, row, newest);
-#pragma unroll 1
-    for (int key = 0; key < Tile::kKeys; key += Tile::kStrip) {
-      StripScores scores = {};
-      Score(keys, key, queries, scores);
-      ToWeights(item.keys, first_key + key, scores, output);
-      AddValues(values, key, scores, output);
-    }
+  // Puts the token into the strips from `begin` on before `end`, if it is in the tile.
+  __device__ void InsertInto(const AttentionItem& item, char* data, int tile_key, int begin,
+                             int end, const Newest& newest) const {
+    const int row = item.position - tile_key;
+    if (row < 0 || row >= Tile::kKeys) return;
+    strips_.Insert(data, row, begin * Strips::kStripKeys, end * Strips::kStripKeys, newest);
   }
 
-  // Puts the token's key and value into row `row` of a tile. The rows behind, which nobody has
-  // written, become zeros: zero times whatever is there might be NaN.
-  __device__ void Insert(const Tile& keys, const Tile& values, int row,
-                         const NewKey& newest) const {
-#pragma unroll
-    for (int i = 0; i < NewKey::kWords; ++i) {
-      if (!HasWord(i)) break;
-      const int column = 2 * (lane_ + i * kWarpSize);
-      reinterpret_cast<uint32_t*>(keys.Piece(row, column / 8))[column % 8 / 2] = newest.key[i];
-      reinterpret_cast<uint32_t*>(values.Piece(row, column / 8))[column % 8 / 2] = newest.value[i];
+  // Strip by strip in a loop: unrolled, the code would take longer to fetch than to run.
+  __device__ void Attend(const AttentionItem& item, char* data, int tile_key,
+                         const Queries& queries, const Newest& newest, Output& output) const {
+    InsertInto(item, data, tile_key, 0, kStrips, newest);
+    const bool apart = kShares && item.tiles == 1;
+#pragma unroll 1
+    for (int strip = 0; strip < kStrips; ++strip) {
+      const Output before = output;
+      if (apart) output = {};
+      strips_.Attend(data, strip, item.keys, tile_key, queries, output);
+      if (apart && strip > 0) {
+        const Output found = output;
+        output = before;
+        output.Merge(found);
+      }
     }
-    constexpr int kPieces = kDim / 8;
-    for (int i = (row + 1) * kPieces + lane_; i < Tile::kKeys * kPieces; i += kWarpSize) {
-      *reinterpret_cast<uint4*>(values.Piece(i / kPieces, i % kPieces)) = {};
-    }
-    FenceSharedCopies();  // the copy engine writes here next
-    __syncwarp();
   }
 
   // Where the token's key of this KV head goes in the cache.
@@ -230,71 +263,6 @@ class Attender {
     return (((layer * sizes.pages + page) * sizes.kv_heads + item.kv_head) * sizes.page_size +
             item.position % int(sizes.page_size)) *
            kDim;
-  }
-
-  // Of a strip of keys: element 2 * i + j is of key 8 * i + lane / 4 and head lane % 4 * 2 + j.
-  using StripScores = float[4];
-
-  // In two sums, so that products need not wait for each other.
-  __device__ void Score(const Tile& keys, int key, const Queries& queries,
-                        StripScores& scores) const {
-    StripScores more = {};
-#pragma unroll
-    for (int n = 0; n < kFragments; ++n) {
-      uint32_t a[4];
-      LoadMatrices(a, keys.Piece(key + lane_ % 16, 2 * n + lane_ / 16));
-      MmaM16N8K16(n % 2 ? more : scores, a, queries[n], std::type_identity<T>{});
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) scores[i] += more[i];
-  }
-
-  // From products to weights, and all before in proportion.
-  __device__ void ToWeights(const KeyRange& visible, int first_key, StripScores& scores,
-                            Output& output) const {
-    float factors[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      SoftmaxState& softmax = output.softmax[j];
-      float largest = -INFINITY;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& score = scores[2 * i + j];
-        const bool seen = visible.Contains(first_key + 8 * i + lane_ / 4);
-        score = seen ? eet::Score(score, block_.args().scale, 0.0f) : -INFINITY;
-        largest = fmaxf(largest, score);
-      }
-#pragma unroll
-      for (int lanes = 4; lanes < kWarpSize; lanes *= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, lanes));
-      }
-      factors[j] = softmax.Raise(largest);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& score = scores[2 * i + j];
-        score = softmax.Weight(score);
-        softmax.sum += score;
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < kFragments; ++n) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) output.sums[n][c] *= factors[c % 2];
-    }
-  }
-
-  __device__ void AddValues(const Tile& values, int key, const StripScores& weights,
-                            Output& output) const {
-    constexpr std::type_identity<T> kType;
-    const uint32_t b[2] = {TransposeMatrix(PackPair(weights[0], weights[1], kType)),
-                           TransposeMatrix(PackPair(weights[2], weights[3], kType))};
-#pragma unroll
-    for (int n = 0; n < kFragments; ++n) {
-      uint32_t a[4];
-      LoadMatricesTransposed(a,
-                             values.Piece(key + lane_ / 16 * 8 + lane_ % 8, 2 * n + lane_ / 8 % 2));
-      MmaM16N8K16(output.sums[n], a, b, kType);
-    }
   }
 
   // Leaves the item's result: of head lane / 4 in every lane, after the transposition.
@@ -344,6 +312,7 @@ class Attender {
 
   StepBlock<T>& block_;
   const int warp_, lane_;
+  const Strips strips_;
   ItemDeal<T> deal_;
   Merger<T, kDim> merger_;
   int group_;
