@@ -8,8 +8,8 @@
 //   * Inside a layer weights depend on no kernel in front: the ring is full of them when that ends.
 //   * Where tiles of 128 outputs are too few for all multiprocessors, the blocks of a cluster
 //     divide a tile's columns. Then each sends the others the sums of their share of the outputs,
-//     by the copy engine (linear_decode_sm90_finish.cuh). Looking at each other's sums instead took
-//     3 us of 15 for a layer's products of 64 tokens.
+//     by the copy engine (linear_decode_sm90_finish.cuh). With looks at each other's sums instead a
+//     layer's products took 70 us for 64 tokens of Llama-3.2-1B on an H100, so 68.
 //
 // How often columns are divided depends on the kernel alone, and how many tokens a product has room
 // for does not change the order of its sums: nor does a token's result depend on others.
