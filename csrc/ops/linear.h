@@ -24,7 +24,7 @@ struct LinearArgs {
   const T* bias;      // [out] or nullptr
   const Y* residual;  // [rows, out], gated [rows, out / 2], or nullptr; may be y
   Y* y;               // [rows, out], gated [rows, out / 2]; not x
-  T* scratch;         // [rows, out] where LinearNeedsScratch, else unused
+  T* scratch;         // [LinearScratchRows(rows), out] where LinearNeedsScratch, else unused
   int64_t rows, in, out;
   Activation activation;
   bool gated;  // kernel rows are gate 0, up 0, gate 1, ...: y = activation(gate) * up + residual
@@ -42,6 +42,9 @@ constexpr bool LinearNeedsScratch(LinearPath path, bool gated, bool has_activati
                                   bool has_residual) {
   return path == LinearPath::kPrefill && (gated || (has_activation && has_residual));
 }
+
+// Of a product that is kept, rows that are computed together.
+constexpr int64_t LinearScratchRows(int64_t rows) { return rows < 512 ? rows : 512; }
 
 // Finishes one output whose product is `sum`.
 template <typename T, typename Y>

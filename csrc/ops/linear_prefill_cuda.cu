@@ -1,5 +1,7 @@
 // Linear for many rows on the GPU: a library GEMM with as much of the rest fused as the library
 // does, and element-wise kernels for what is left.
+#include <algorithm>
+
 #include "core/cublaslt.h"
 #include "core/launch.cuh"
 #include "core/vector.cuh"
@@ -57,7 +59,7 @@ static LtProduct Product(const LinearArgs<T, Y>& args) {
 // The product goes to scratch with its bias, and comes back gated, or activated before the
 // residual.
 template <typename T, typename Y>
-static bool MultiplyToScratch(Stream stream, LinearArgs<T, Y> args) {
+static bool MultiplySome(Stream stream, LinearArgs<T, Y> args) {
   LtProduct product = Product(args);
   product.bias = args.bias;
   product.d = args.scratch;
@@ -69,6 +71,21 @@ static bool MultiplyToScratch(Stream stream, LinearArgs<T, Y> args) {
   } else {
     LaunchKernel(FinishOutputsKernel<T, Y, T>, Shape(args.rows, args.out), stream, args,
                  args.scratch);
+  }
+  return true;
+}
+
+// Some rows after the other: scratch has no room for all.
+template <typename T, typename Y>
+static bool MultiplyToScratch(Stream stream, const LinearArgs<T, Y>& args) {
+  const int64_t at_once = LinearScratchRows(args.rows), cols = args.gated ? args.out / 2 : args.out;
+  for (int64_t first = 0; first < args.rows; first += at_once) {
+    LinearArgs<T, Y> some = args;
+    some.rows = std::min(at_once, args.rows - first);
+    some.x += first * args.in;
+    some.y += first * cols;
+    if (args.residual) some.residual += first * cols;
+    if (!MultiplySome(stream, some)) return false;
   }
   return true;
 }

@@ -16,7 +16,7 @@ struct MlpArgs {
   const T* residual;     // [rows, hidden] or nullptr; may be y
   T* y;                  // [rows, hidden]; may be x
   T* intermediate;       // [rows, inner]
-  T* scratch;            // [rows, 2 * inner] when gated on kPrefill, else unused
+  T* scratch;            // [LinearScratchRows(rows), 2 * inner] when gated on kPrefill, else unused
   int64_t rows, hidden, inner;
   Activation activation;
   bool gated;

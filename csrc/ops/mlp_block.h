@@ -36,13 +36,14 @@ template <typename T>
 struct MlpActivations {
   T* normed;        // [tokens, hidden]
   T* intermediate;  // [tokens, intermediate]
-  T* scratch;       // [tokens, up_size], of a gated product on kPrefill
+  T* scratch;       // [LinearScratchRows(tokens), up_size], of a gated product on kPrefill
 
   MlpActivations(Workspace& workspace, const MlpSizes& sizes, LinearPath path) {
     const bool has_scratch = LinearNeedsScratch(path, sizes.gated, true, false);
     normed = workspace.Take<T>(sizes.tokens * sizes.hidden);
     intermediate = workspace.Take<T>(sizes.tokens * sizes.intermediate);
-    scratch = workspace.Take<T>(has_scratch ? sizes.tokens * sizes.up_size() : 0);
+    const int64_t rows = has_scratch ? LinearScratchRows(sizes.tokens) : 0;
+    scratch = workspace.Take<T>(rows * sizes.up_size());
   }
 };
 
