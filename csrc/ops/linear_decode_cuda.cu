@@ -1,4 +1,5 @@
-// Linear for few rows on the GPU, bfloat16 and float16: a kernel read once at memory speed.
+// Linear for few rows on GPUs other than Hopper, bfloat16 and float16: a kernel read once at memory
+// speed.
 //
 // Tensor cores take the weights as their 16-row operand and up to eight rows of x, here called
 // tokens, as the other. A block computes 16 or 32 adjacent outputs; its warps deal the columns

@@ -26,9 +26,9 @@ struct LinearDecodeShape {
   static constexpr int kShare = kOuts / kSplits, kLine = kShare + 4;
   static constexpr int kSumBytes = kSplits * kTokens * kLine * 4;
 
-  // Blocks that share a multiprocessor's 228 KiB, of which each block costs one more.
+  // Blocks that share a multiprocessor's 228 KiB; each costs one, and has one for what is small.
   static constexpr int kBlocks = kTokens <= 64 ? 2 : 1;
-  static constexpr int kBytes = (228 / kBlocks - 1) * 1024 - 1024;
+  static constexpr int kBytes = (228 / kBlocks - 2) * 1024;
   static constexpr int kRingBytes = kBytes - (kSplits > 1 ? kSumBytes : 0);
   static constexpr int kStages = std::min(6, kRingBytes / (kWeightBytes + kTokenBytes));
 
