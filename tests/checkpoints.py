@@ -63,7 +63,7 @@ def make(
     config = transformers.AutoConfig.for_model(
         family, **(_SIZES[family] | _TOKENS | config_overrides)
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
         for name, parameter in model.named_parameters():

@@ -37,6 +37,9 @@ transformers_decode = load("transformers_decode")
 QUICK = ["--repeats", "2", "--loop-seconds", "0"]
 HERE = {"platforms": (jax.default_backend(),)}
 
+of_torch = pytest.mark.filterwarnings("ignore:::torch")
+"""torch's compiler for GPUs warns of torch."""
+
 
 def test_decode(monkeypatch, tmp_path, capsys):
     forms = [pure_jax.Form(attention) for attention in ("einsum", "xla", "cudnn")]
@@ -72,6 +75,7 @@ def test_the_floor_of_a_cpu_takes_its_turns(monkeypatch, tmp_path):
     assert row["eet_jax"]["percent_of_floor"] == pytest.approx(percent, abs=0.1)
 
 
+@of_torch
 def test_decode_beside_transformers(monkeypatch, tmp_path):
     pytest.importorskip("torch")
     rows = [decode_rows.Row("gpt2", GPT2, 2, 40, **HERE)]
@@ -81,6 +85,7 @@ def test_decode_beside_transformers(monkeypatch, tmp_path):
     assert "pure_jax" not in row
 
 
+@of_torch
 def test_transformers_model_is_the_configs():
     pytest.importorskip("torch")
     for config in (LLAMA.replace(dtype="bfloat16"), GPT2):

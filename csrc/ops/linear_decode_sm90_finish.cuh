@@ -23,9 +23,11 @@ class LinearDecodeFinisher {
     if constexpr (Shape::kSplits == 1) return;
     const int bytes = tokens_ * Shape::kLine * 4, rank = threadIdx.x;
     if (rank < Shape::kSplits) {
-      if (rank == 0) shared_.all_received.ArriveExpecting(Shape::kSplits * bytes);
-      SendBytes(rank, shared_.received[Shape::Rank()], shared_.sums[rank], bytes,
-                shared_.all_received);
+      if (rank == 0) shared_.all_received.ArriveExpecting((Shape::kSplits - 1) * bytes);
+      if (rank != Shape::Rank()) {
+        SendBytes(rank, shared_.received[Shape::Rank()], shared_.sums[rank], bytes,
+                  shared_.all_received);
+      }
     }
     shared_.all_received.Wait(0);
   }

@@ -92,14 +92,16 @@ class LinearDecodeMultiplier {
     WaitProducts<0>(sums);
   }
 
-  // Leaves the sums in shared memory, where the ring was: all groups are done with it.
+  // Leaves the sums in shared memory, where the ring was: all groups are done with it. A warp's 16
+  // outputs are of one share.
   __device__ __forceinline__ void Store(const Sums& sums) const {
     const int warp = threadIdx.x % kGroupThreads / kWarpSize, lane = threadIdx.x % kWarpSize;
-    const int first_out = group_ * kGroupRows + warp * 16 + lane / 4, first_token = lane % 4 * 2;
+    const int warp_out = group_ * kGroupRows + warp * 16;
+    auto& lines = shared_.SumsOf(warp_out / Shape::kShare);
+    const int first_out = warp_out % Shape::kShare + lane / 4, first_token = lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < Shape::kTokens / 2; ++i) {
-      const int out = first_out + i / 2 % 2 * 8, token = i / 4 * 8 + first_token + i % 2;
-      shared_.sums[out / Shape::kShare][token][out % Shape::kShare] = sums[i];
+      lines[i / 4 * 8 + first_token + i % 2][first_out + i / 2 % 2 * 8] = sums[i];
     }
   }
 

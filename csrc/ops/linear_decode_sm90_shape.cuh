@@ -59,6 +59,14 @@ struct LinearDecodeShared {
   LinearDecodeSums<Shape> received[Shape::kSplits > 1 ? Shape::kSplits : 0];
   int64_t slots[Shape::kTokens];  // in the cache, where outputs are appended to it
   Barrier full[Shape::kStages], empty[Shape::kStages], all_received;
+
+  // Where this block's sums of a share go: those of its own need not be sent.
+  __device__ LinearDecodeSums<Shape>& SumsOf(int share) {
+    if constexpr (Shape::kSplits > 1) {
+      if (share == Shape::Rank()) return received[share];
+    }
+    return sums[share];
+  }
 };
 
 // What is multiplied.
