@@ -75,7 +75,9 @@ def pure_jax_bytes(row: Row, form: Form) -> dict[str, int]:
 
 def _temporaries(function: Any, carry: Any, *operands: Any) -> int:
     """Bytes of XLA's temporaries, with the carry donated."""
-    compiled = jax.jit(function, donate_argnums=0).lower(carry, *operands).compile()
+    lowered = jax.jit(function, donate_argnums=0).lower(carry, *operands)
+    # Algorithms cannot be tried where operands do not fit the device.
+    compiled = lowered.compile({"xla_gpu_autotune_level": 0})
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 

@@ -93,6 +93,7 @@ class StripAttender {
 
   // Leaves a strip's output in its place of the tile, for another warp.
   __device__ __forceinline__ void Leave(char* data, int strip, const Output& output) const {
+    __syncwarp();  // all lanes have read the strip
 #pragma unroll
     for (int n = 0; n < Output::kFragments; ++n) {
       const float (&sums)[4] = output.sums[n];
