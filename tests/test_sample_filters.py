@@ -39,6 +39,7 @@ from xla_ops._sample import _gumbel, _threefry
     ],
     ids=str,
 )
+@pytest.mark.many_rows
 def test_kept_tokens(rng, implementation, settings):
     tokens = draw(rng, LOGITS, 4000, implementation, **settings)
     expected = np.flatnonzero(probabilities(LOGITS, **settings) > 0)
@@ -48,6 +49,7 @@ def test_kept_tokens(rng, implementation, settings):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("top_k", [0, 9])
 @pytest.mark.parametrize("shift", [-1e-4, 1e-4])
+@pytest.mark.many_rows
 def test_top_p_is_reached(rng, implementation, top_k, shift):
     mass = probabilities(LOGITS, top_k=top_k)
     levels = np.unique(LOGITS[mass > 0.01])[::-1]
@@ -58,6 +60,7 @@ def test_top_p_is_reached(rng, implementation, top_k, shift):
 
 
 @pytest.mark.parametrize("top_k", [1, 37, 100])
+@pytest.mark.many_rows
 def test_kept_tokens_of_a_large_vocabulary(rng, top_k):
     logits = (rng.permutation(5001) / 5001).astype(np.float32)
     tokens = draw(rng, logits, 2000, temperature=10.0, top_k=top_k)
@@ -125,6 +128,7 @@ def test_draws_from_a_large_vocabulary(rng):
     ids=str,
 )
 @pytest.mark.parametrize("temperature", [0.7, 1.6])
+@pytest.mark.many_rows
 def test_keeps_what_transformers_keeps(rng, settings, temperature):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -150,6 +154,7 @@ def test_keeps_what_transformers_keeps(rng, settings, temperature):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("settings", [*SETTINGS, {"top_k": 6, "top_p": 0.8}], ids=str)
+@pytest.mark.many_rows
 def test_distribution(rng, implementation, settings):
     count = 20000
     tokens = draw(rng, LOGITS, count, implementation, **settings)
