@@ -18,8 +18,12 @@ AXIS = "model"
 STEPS = 2
 
 
+DEVICES = jax.devices() if len(jax.devices()) >= 2 else jax.devices("cpu")
+"""The GPUs, where there are two."""
+
+
 def make_mesh(devices: int) -> jax.sharding.Mesh:
-    return jax.make_mesh((devices,), (AXIS,), devices=jax.devices("cpu")[:devices])
+    return jax.make_mesh((devices,), (AXIS,), devices=DEVICES[:devices])
 
 
 def random_rows(config: eet_jax.DecoderConfig, lengths: list[int]) -> list[list[int]]:
