@@ -18,12 +18,13 @@ AXIS = "model"
 STEPS = 2
 
 
-DEVICES = jax.devices() if len(jax.devices()) >= 2 else jax.devices("cpu")
-"""The GPUs, where there are two."""
+def devices() -> list[jax.Device]:
+    """The GPUs, where there are two."""
+    return jax.devices() if len(jax.devices()) >= 2 else jax.devices("cpu")
 
 
-def make_mesh(devices: int) -> jax.sharding.Mesh:
-    return jax.make_mesh((devices,), (AXIS,), devices=DEVICES[:devices])
+def make_mesh(count: int) -> jax.sharding.Mesh:
+    return jax.make_mesh((count,), (AXIS,), devices=devices()[:count])
 
 
 def random_rows(config: eet_jax.DecoderConfig, lengths: list[int]) -> list[list[int]]:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from tensor_parallel_cases import (
     AXIS,
-    DEVICES,
     assert_logits,
     collectives,
     compiled_calls,
+    devices,
     make_mesh,
     random_rows,
 )
@@ -27,6 +27,7 @@ import eet_jax
 from eet_jax.state import _fork
 
 CONFIG = eet_jax.DecoderConfig(**checkpoints.SMALL)
+DEVICES = devices()[:2]
 MESH = make_mesh(2)
 
 CASES = {
@@ -105,7 +106,7 @@ def test_a_tied_head_is_the_embedding():
 
 
 def test_a_pool_for_each_device():
-    pools = [eet_jax.BufferPool(32 << 20, device=device) for device in DEVICES[:2]]
+    pools = [eet_jax.BufferPool(32 << 20, device=device) for device in DEVICES]
     state = eet_jax.init_state(CONFIG, 2, mesh=MESH, pool=pools)
     plan = eet_jax.plan(CONFIG.per_device(2), 2)
     held = pools[0].stats().in_use
@@ -228,7 +229,7 @@ def test_errors(weights):
         eet_jax.init_state(odd, 1, mesh=MESH)
     with pytest.raises(ValueError, match="intermediate_size 33"):
         CONFIG.replace(intermediate_size=33).per_device(2)
-    two = jax.make_mesh((1, 2), ("data", AXIS), devices=DEVICES[:2])
+    two = jax.make_mesh((1, 2), ("data", AXIS), devices=DEVICES)
     with pytest.raises(ValueError, match=r"mesh must have one axis, got \('data', 'model'\)"):
         eet_jax.shard(CONFIG, params, two)
     tokens = np.ones((1, 2), np.int32)
