@@ -37,8 +37,8 @@ transformers_decode = load("transformers_decode")
 QUICK = ["--repeats", "2", "--loop-seconds", "0"]
 HERE = {"platforms": (jax.default_backend(),)}
 
-of_torch = pytest.mark.filterwarnings("ignore:::torch")
-"""torch's compiler for GPUs warns of torch."""
+of_torch = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+"""torch's compiler for GPUs uses what torch has deprecated."""
 
 
 def test_decode(monkeypatch, tmp_path, capsys):
