@@ -1,6 +1,7 @@
 // Attention of one query per row over its paged keys:  out = softmax(scores(q, k)) v
 // The keys are split, so that many blocks stream one row. A split leaves its softmax state and the
-// weighted sum of its values in the scratch memory; a second pass merges them in order.
+// weighted sum of its values in the scratch memory; a second pass merges them in order. On the GPU
+// runs of splits are merged first: where there are rows enough, by who has streamed them.
 #pragma once
 
 #include <algorithm>
@@ -35,6 +36,7 @@ void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args);
 constexpr int kSplitUnit = 64;  // splits start at multiples of this
 constexpr int kMinSplit = 128;  // keys; the partial results of smaller splits would cost too much
 constexpr int kMaxSplits = 64;  // of one row: enough to fill a GPU with the heads of a small model
+constexpr int kRunSplits = 4;   // of a run
 
 // The keys of one query, split by themselves alone: neighbours change no bit of a row.
 struct KeySplits {
@@ -53,9 +55,12 @@ struct KeySplits {
     count = (span + size - 1) / size;
   }
 
-  EET_HOST_DEVICE KeyRange operator[](int split) const {
-    const int begin = first + split * size;
-    return {std::max(begin, keys.begin), std::min(keys.end - begin, size) + begin};
+  EET_HOST_DEVICE KeyRange operator[](int split) const { return Run(split, 1); }
+
+  // Of so many splits.
+  EET_HOST_DEVICE KeyRange Run(int first_split, int splits) const {
+    const int begin = first + first_split * size;
+    return {std::max(begin, keys.begin), std::min(keys.end - begin, splits * size) + begin};
   }
 };
 
@@ -83,7 +88,7 @@ EET_HOST_DEVICE KeySplits SplitsOf(const DecodeAttentionArgs<T>& args, int64_t t
   return SplitsOf(args, args.rows[token], args.positions[token]);
 }
 
-// What a split leaves for the merge; those of one head follow each other.
+// What a split, or a run, leaves for the merge; those of one head follow each other.
 struct Partial {
   SoftmaxState* state;
   float* sums;  // [head_dim], of weight * v

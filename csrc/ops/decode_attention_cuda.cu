@@ -1,5 +1,5 @@
-// Decode attention on the GPU: a kernel over the splits of all rows, and one that merges them. The
-// output of a row that has one split is the first kernel's.
+// Decode attention on the GPU: a kernel over the parts of all rows, and one that merges them. The
+// output of a row that has one part is the first kernel's.
 #include <algorithm>
 #include <type_traits>
 
@@ -10,16 +10,17 @@
 namespace eet {
 
 // As many blocks as the GPU holds, and no more than there may be items: lengths are not known here.
-template <typename T, int kDim>
+template <int kSplits, int kDim, typename T>
 static void LaunchMma(Stream stream, const DecodeAttentionArgs<T>& args) {
   using Shape = StreamShape<kDim>;
-  auto kernel = DecodeMmaKernel<T, kDim>;
+  auto kernel = DecodeMmaKernel<T, kDim, kSplits>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
   LaunchShape shape{.block = dim3(Shape::kThreads), .shared_bytes = Shape::kSharedBytes};
   const int64_t items =
-      args.tokens * ItemsOfSplit(args) * MaxSplits(args.max_pages * args.page_size);
+      args.tokens * ItemsOfPart(args) * MaxSplits(args.max_pages * args.page_size);
   shape.grid = dim3(unsigned(std::min<int64_t>(items, ResidentBlocks(kernel, shape))));
   LaunchEarly(kernel, shape, stream, args);
+  LaunchMerge<kSplits>(stream, args);
 }
 
 // kDim: head_dim rounded up to a size that there is a kernel for.
@@ -28,8 +29,11 @@ static void LaunchSplits(Stream stream, const DecodeAttentionArgs<T>& args) {
   if constexpr (std::is_same_v<T, float>) {
     LaunchEarly(DecodeFmaKernel<kDim>,
                 {.grid = FmaGrid(args), .block = dim3(kDecodeFmaWarps * kWarpSize)}, stream, args);
-  } else {
-    LaunchMma<T, kDim>(stream, args);
+    LaunchMerge<1>(stream, args);
+  } else if (args.tokens * ItemsOfPart(args) < Multiprocessors()) {
+    LaunchMma<1, kDim>(stream, args);
+  } else {  // without splits each multiprocessor has work
+    LaunchMma<kRunSplits, kDim>(stream, args);
   }
 }
 
@@ -45,7 +49,6 @@ void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args) {
   } else {
     LaunchSplits<T, 256>(stream, args);
   }
-  LaunchMerge(stream, args);
 }
 
 template void DecodeAttention(Stream, const DecodeAttentionArgs<float>&);

@@ -25,13 +25,13 @@ struct DecodeFmaShared {
 
 // A block for each item that a token may have.
 inline dim3 FmaGrid(const DecodeAttentionArgs<float>& args) {
-  return dim3(unsigned(args.tokens), unsigned(ItemsOfSplit(args)),
+  return dim3(unsigned(args.tokens), unsigned(ItemsOfPart(args)),
               unsigned(MaxSplits(args.max_pages * args.page_size)));
 }
 
 __device__ inline SplitItem ItemOfBlock(const DecodeAttentionArgs<float>& args) {
   const int token = int(blockIdx.x), index = int(blockIdx.z * gridDim.y + blockIdx.y);
-  return ItemOf(args, token, args.rows[token], args.positions[token], index);
+  return ItemOf<1>(args, token, args.rows[token], args.positions[token], index);
 }
 
 // A lane's columns of a few rows: lane, lane + 32, ...
@@ -114,12 +114,12 @@ __device__ void WriteResults(const DecodeAttentionArgs<float>& args, const Split
       sum = sum * before + results.sums[warp][head][col] * factor;
     }
     const int64_t of_token = item.first_head + head;
-    if (item.splits == 1) {
+    if (item.parts == 1) {
       args.out[(item.token * args.heads + of_token) * args.head_dim + col] =
           sum * state.Normalizer();
       continue;
     }
-    const Partial partial = PartialOf(args, item.token, of_token, item.split);
+    const Partial partial = PartialOf(args, item.token, of_token, item.part);
     partial.sums[col] = sum;
     if (col == 0) *partial.state = state;
   }

@@ -1,6 +1,6 @@
 // The items of one warp, one after the other. All warps of the grid take turns: of the items that
 // there are, token by token, warp w has w, w + warps, ... So each has its share whatever the rows'
-// lengths, and nobody looks at splits that a row does not have.
+// lengths, and nobody looks at parts that a row does not have.
 #pragma once
 
 #include "ops/decode_attention_split.cuh"
@@ -10,7 +10,7 @@ namespace eet {
 // Lane t stands for token t of 32, whose items it counts. Rows and positions of the next 32 tokens
 // are loaded ahead, so that no item is waited for. What an item is follows from its number, and is
 // worked out anew where it is asked for, so that few registers keep a place in the walk.
-template <typename T>
+template <typename T, int kSplits>
 class ItemWalk {
  public:
   // At the warp's first item.
@@ -26,8 +26,9 @@ class ItemWalk {
   __device__ SplitItem Item() const {
     if (owner_ == kNobody) return {};
     const int before = __shfl_sync(kFullMask, end_, max(owner_ - 1, 0));
-    return ItemOf(args_, first_token_ + owner_, __shfl_sync(kFullMask, row_, owner_),
-                  __shfl_sync(kFullMask, position_, owner_), index_ - (owner_ == 0 ? 0 : before));
+    return ItemOf<kSplits>(args_, first_token_ + owner_, __shfl_sync(kFullMask, row_, owner_),
+                           __shfl_sync(kFullMask, position_, owner_),
+                           index_ - (owner_ == 0 ? 0 : before));
   }
 
   __device__ void Next() {
@@ -50,7 +51,7 @@ class ItemWalk {
     first_token_ = first_token;
     row_ = next_row_;
     position_ = next_position_;
-    end_ = SplitsOf(args_, row_, position_).count * ItemsOfSplit(args_);
+    end_ = PartsOf<kSplits>(SplitsOf(args_, row_, position_)) * ItemsOfPart(args_);
 #pragma unroll
     for (int step = 1; step < kWarpSize; step *= 2) {
       const int before = __shfl_up_sync(kFullMask, end_, step);

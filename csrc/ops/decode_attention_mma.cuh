@@ -11,7 +11,7 @@
 
 namespace eet {
 
-template <typename T, int kDim>
+template <typename T, int kDim, int kSplits>
 class ItemAttender {
  public:
   // memory: of this warp, for its tiles.
@@ -50,7 +50,7 @@ class ItemAttender {
   // pair + j.
   struct Output {
     float sums[kDim / 16][4] = {};
-    SoftmaxState softmax[2];  // sums over this lane's keys only
+    SoftmaxState softmax[2];  // of a split under way, sums over this lane's keys only
   };
 
   // This lane's scores or weights of a tile: element 2 * i + j is of key 8 * i + group and head
@@ -80,9 +80,16 @@ class ItemAttender {
 
   // Takes the item's tiles from the stream.
   __device__ void Attend(const SplitItem& item, const Heads& heads) {
-    Output output;
+    Output output, run;
+    int split_end = item.split_end;
 #pragma unroll 1
     for (int key = FirstTile(item); key < item.keys.end; key += kStreamKeys) {
+      if (kSplits > 1 && key == split_end) {
+        EndSplit(output);
+        Merge(output, run);
+        output = {};
+        split_end += item.split_size;
+      }
       Scores scores = {};
       stream_.Wait();
       Score(stream_.Keys(), heads, scores);
@@ -90,11 +97,31 @@ class ItemAttender {
       AddValues(stream_.Values(), scores, output);
       stream_.Advance();
     }
-    for (SoftmaxState& softmax : output.softmax) softmax.sum = AcrossKeys<Sum>(softmax.sum);
-    if (item.splits == 1) {
-      WriteAttended(item, output);
+    EndSplit(output);
+    Merge(output, run);
+    if (item.parts == 1) {
+      WriteAttended(item, run);
     } else {
-      WritePartial(item, output);
+      WritePartial(item, run);
+    }
+  }
+
+  __device__ void EndSplit(Output& output) const {
+    for (SoftmaxState& softmax : output.softmax) softmax.sum = AcrossKeys<Sum>(softmax.sum);
+  }
+
+  // As MergeSplitsKernel does it where splits are items: a run's bits are the same.
+  __device__ void Merge(const Output& split, Output& run) const {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const auto [before, factor] = run.softmax[j].Merge(split.softmax[j]);
+#pragma unroll
+      for (int i = j; i < 4; i += 2) {
+#pragma unroll
+        for (int n = 0; n < kDim / 16; ++n) {
+          run.sums[n][i] = MergeSums(run.sums[n][i], before, split.sums[n][i], factor);
+        }
+      }
     }
   }
 
@@ -152,7 +179,7 @@ class ItemAttender {
     for (int j = 0; j < 2; ++j) {
       const int head = pair_ + j;
       if (head >= item.heads) break;
-      const Partial partial = PartialOf(args_, item.token, item.first_head + head, item.split);
+      const Partial partial = PartialOf(args_, item.token, item.first_head + head, item.part);
       if (group_ == 0) *partial.state = output.softmax[j];
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
@@ -189,19 +216,21 @@ class ItemAttender {
 
   const DecodeAttentionArgs<T>& args_;
   const unsigned lane_;
-  const int group_, pair_;  // of the lane's element of a product
-  ItemWalk<T> walk_;        // an item ahead, for the queries
-  KeyStream<T, kDim> stream_;
+  const int group_, pair_;     // of the lane's element of a product
+  ItemWalk<T, kSplits> walk_;  // an item ahead, for the queries
+  KeyStream<T, kDim, kSplits> stream_;
 };
 
-template <typename T, int kDim>
+template <typename T, int kDim, int kSplits>
 __global__ void __launch_bounds__(StreamShape<kDim>::kThreads, StreamShape<kDim>::kBlocks)
     DecodeMmaKernel(DecodeAttentionArgs<T> args) {
   extern __shared__ __align__(128) char memory[];
   LetNextKernelStart();
   WaitForKernelsBefore();
   const int warp = int(threadIdx.x) / kWarpSize;
-  ItemAttender<T, kDim>(args, reinterpret_cast<T*>(memory) + warp * StreamShape<kDim>::kRing).Run();
+  ItemAttender<T, kDim, kSplits>(args,
+                                 reinterpret_cast<T*>(memory) + warp * StreamShape<kDim>::kRing)
+      .Run();
 }
 
 }  // namespace eet

@@ -1,5 +1,5 @@
 // How decode attention is dealt on the GPU: an item is some query heads of one KV head over one
-// split of a row's keys.
+// part of a row's keys, a split or a run of splits.
 #pragma once
 
 #include "core/launch.cuh"
@@ -13,7 +13,8 @@ constexpr int kItemHeads = 8;  // query heads of an item at most: the columns of
 struct SplitItem {
   int token = 0, row = 0, position = 0;
   int kv_head = 0, first_head = 0, heads = 0;  // heads: from the first on; 0: no item
-  int split = 0, splits = 0;
+  int part = 0, parts = 0;                     // of the row
+  int split_end = 0, split_size = 0;           // the end of the item's first split
   KeyRange keys = {};
 };
 
@@ -23,19 +24,25 @@ EET_HOST_DEVICE int HeadBlocks(const DecodeAttentionArgs<T>& args) {
   return (int(args.heads) / int(args.kv_heads) + kItemHeads - 1) / kItemHeads;
 }
 
-// Of one split of a row, for all its heads.
+// Of one part of a row, for all its heads.
 template <typename T>
-EET_HOST_DEVICE int ItemsOfSplit(const DecodeAttentionArgs<T>& args) {
+EET_HOST_DEVICE int ItemsOfPart(const DecodeAttentionArgs<T>& args) {
   return int(args.kv_heads) * HeadBlocks(args);
 }
 
-// Item `index` of a token, split by split; without heads beyond its last.
-template <typename T>
+// Parts of so many splits each.
+template <int kSplits>
+EET_HOST_DEVICE int PartsOf(const KeySplits& splits) {
+  return (splits.count + kSplits - 1) / kSplits;
+}
+
+// Item `index` of a token, part by part; without heads beyond its last.
+template <int kSplits, typename T>
 __device__ SplitItem ItemOf(const DecodeAttentionArgs<T>& args, int token, int row, int position,
                             int index) {
   const KeySplits splits = SplitsOf(args, row, position);
-  const int split = index / ItemsOfSplit(args), block = index % ItemsOfSplit(args);
-  if (split >= splits.count) return {};
+  const int part = index / ItemsOfPart(args), block = index % ItemsOfPart(args);
+  if (part >= PartsOf<kSplits>(splits)) return {};
   const int group = int(args.heads) / int(args.kv_heads);
   const int kv_head = block / HeadBlocks(args);
   const int head = block % HeadBlocks(args) * kItemHeads;
@@ -45,9 +52,17 @@ __device__ SplitItem ItemOf(const DecodeAttentionArgs<T>& args, int token, int r
           .kv_head = kv_head,
           .first_head = kv_head * group + head,
           .heads = min(kItemHeads, group - head),
-          .split = split,
-          .splits = splits.count,
-          .keys = splits[split]};
+          .part = part,
+          .parts = PartsOf<kSplits>(splits),
+          .split_end = splits.first + (part * kSplits + 1) * splits.size,
+          .split_size = splits.size,
+          .keys = splits.Run(part * kSplits, kSplits)};
+}
+
+// Of a run and its next split, by the factors that their softmax states' merge has given. One
+// rounding after the other, so that bits do not depend on the code around it.
+__device__ __forceinline__ float MergeSums(float run, float before, float split, float factor) {
+  return fmaf(split, factor, run * before);
 }
 
 }  // namespace eet

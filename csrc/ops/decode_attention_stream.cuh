@@ -29,14 +29,14 @@ __device__ __forceinline__ int FirstTile(const SplitItem& item) {
   return item.keys.begin / kStreamKeys * kStreamKeys;
 }
 
-template <typename T, int kDim>
+template <typename T, int kDim, int kSplits>
 class KeyStream {
   using Shape = StreamShape<kDim>;
 
  public:
   // From the item at which `walk` is.
-  __device__ KeyStream(const DecodeAttentionArgs<T>& args, const ItemWalk<T>& walk, int lane,
-                       T* memory)
+  __device__ KeyStream(const DecodeAttentionArgs<T>& args, const ItemWalk<T, kSplits>& walk,
+                       int lane, T* memory)
       : args_(args), walk_(walk), memory_(memory), lane_(lane) {
     BeginItem();
     FindPage();
@@ -106,7 +106,7 @@ class KeyStream {
   }
 
   const DecodeAttentionArgs<T>& args_;
-  ItemWalk<T> walk_;
+  ItemWalk<T, kSplits> walk_;
   SplitItem item_;   // of the next tile
   T* const memory_;  // [kStages, 2, kTile]
   const unsigned lane_;
