@@ -47,6 +47,7 @@ class StreamedRow {
     auto& shared = *reinterpret_cast<Shared*>(memory);
     if (threadIdx.x == 0) InitBarriers(shared);
     Team::Await();  // the barriers are visible: InitBarriers sees to that
+    if (rows.lets_overtake) LetNextKernelStart();
     WaitForKernelsBefore();
     LetNextKernelStart();
     if (threadIdx.x < kRowThreads) {

@@ -45,9 +45,10 @@ struct AttentionBlockArgs {
   const float* rotary_table;  // [tokens, rotary_dim / 2, 2] or nullptr
   const float* alibi_slopes;  // [heads] or nullptr
   AttentionSizes sizes;
-  float scale, soft_cap;  // of the scores; soft_cap 0: none
-  int64_t window;         // 0: none
-  LinearPath path;        // kDecode: one token per row
+  float scale, soft_cap;           // of the scores; soft_cap 0: none
+  int64_t window;                  // 0: none
+  LinearPath path;                 // kDecode: one token per row
+  bool kernels_are_ready = false;  // no kernel in front writes them, or has been waited for
 };
 
 // Activations of the block. Pieces whose lives do not meet share memory: q takes the place of the
@@ -172,7 +173,7 @@ template <typename T>
 void AttentionBlock(Stream stream, const AttentionBlockArgs<T>& args, Workspace workspace) {
   const AttentionSizes& sizes = args.sizes;
   AttentionActivations<T> at(workspace, sizes, args.path);
-  Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden);
+  Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.kernels_are_ready);
   ProjectHeads(stream, args, at);
   Attend(stream, args, at);
   Linear(stream, LinearArgs<T>{.x = at.attended,

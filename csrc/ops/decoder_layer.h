@@ -17,6 +17,7 @@ void DecoderLayer(Stream stream, AttentionBlockArgs<T> attention, MlpBlockArgs<T
   T* x = attention.y;
   if (!parallel_residual) {
     attention.residual = mlp.x = mlp.residual = mlp.y = x;
+    mlp.kernels_are_ready = true;  // the attention block has waited for all kernels in front
     AttentionBlock(stream, attention, workspace);
     MlpBlock(stream, mlp, workspace);
     return;
@@ -26,6 +27,7 @@ void DecoderLayer(Stream stream, AttentionBlockArgs<T> attention, MlpBlockArgs<T
   mlp.x = mlp.residual = x;
   mlp.y = sum;
   attention.residual = sum;
+  attention.kernels_are_ready = true;  // after the feed-forward block
   MlpBlock(stream, mlp, workspace);
   AttentionBlock(stream, attention, workspace);
 }

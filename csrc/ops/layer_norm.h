@@ -17,6 +17,7 @@ struct LayerNormArgs {
   T* y;            // [rows, cols]
   int64_t rows, cols;
   float eps;
+  bool lets_overtake = false;  // as RowOperands has it
 };
 
 template <typename T>

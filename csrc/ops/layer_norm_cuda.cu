@@ -26,7 +26,8 @@ void LayerNorm(Stream stream, const LayerNormArgs<T>& args) {
                             .bias = args.bias,
                             .y = args.y,
                             .rows = args.rows,
-                            .cols = args.cols};
+                            .cols = args.cols,
+                            .lets_overtake = args.lets_overtake};
   DispatchRow(rows, [&]<class Row>(const LaunchShape& shape) {
     LaunchRows(LayerNormKernel<T, Row>, shape, stream, rows, args.eps);
   });

@@ -30,6 +30,7 @@ struct MlpBlockArgs {
   MlpSizes sizes;
   Activation activation;
   LinearPath path;
+  bool kernels_are_ready = false;  // no kernel in front writes them, or has been waited for
 };
 
 template <typename T>
@@ -51,7 +52,7 @@ template <typename T>
 void MlpBlock(Stream stream, const MlpBlockArgs<T>& args, Workspace workspace) {
   const MlpSizes& sizes = args.sizes;
   const MlpActivations<T> at(workspace, sizes, args.path);
-  Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden);
+  Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.kernels_are_ready);
   Mlp(stream, MlpArgs<T>{.x = at.normed,
                          .up_kernel = args.up_kernel,
                          .up_bias = args.up_bias,

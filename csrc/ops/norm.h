@@ -18,14 +18,15 @@ struct NormWeights {
 
 template <typename T>
 void Norm(Stream stream, const NormWeights<T>& weights, const T* x, T* y, int64_t rows,
-          int64_t cols) {
+          int64_t cols, bool lets_overtake) {
   if (weights.kind == NormKind::kRms) {
     RmsNorm(stream, RmsNormArgs<T>{.x = x,
                                    .scale = weights.scale,
                                    .y = y,
                                    .rows = rows,
                                    .cols = cols,
-                                   .eps = weights.eps});
+                                   .eps = weights.eps,
+                                   .lets_overtake = lets_overtake});
   } else {
     LayerNorm(stream, LayerNormArgs<T>{.x = x,
                                        .scale = weights.scale,
@@ -33,7 +34,8 @@ void Norm(Stream stream, const NormWeights<T>& weights, const T* x, T* y, int64_
                                        .y = y,
                                        .rows = rows,
                                        .cols = cols,
-                                       .eps = weights.eps});
+                                       .eps = weights.eps,
+                                       .lets_overtake = lets_overtake});
   }
 }
 

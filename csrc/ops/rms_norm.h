@@ -15,6 +15,7 @@ struct RmsNormArgs {
   T* y;            // [rows, cols]
   int64_t rows, cols;
   float eps;
+  bool lets_overtake = false;  // as RowOperands has it
 };
 
 template <typename T>

@@ -22,7 +22,8 @@ void RmsNorm(Stream stream, const RmsNormArgs<T>& args) {
                             .bias = nullptr,
                             .y = args.y,
                             .rows = args.rows,
-                            .cols = args.cols};
+                            .cols = args.cols,
+                            .lets_overtake = args.lets_overtake};
   DispatchRow(rows, [&]<class Row>(const LaunchShape& shape) {
     LaunchRows(RmsNormKernel<T, Row>, shape, stream, rows, args.eps);
   });
