@@ -64,7 +64,9 @@ def run_layers(
         run = functools.partial(split_layer, axis=axis_of(state.mesh))
     k, v, workspace = state.k, state.v, state.workspace
     for layer in range(config.num_layers):
-        options = layer_options(config, layer, decode=decode, pooled=state.pooled)
+        options = dataclasses.replace(
+            layer_options(config, layer, decode=decode, pooled=state.pooled), consecutive=layer > 0
+        )
         stream, k, v, workspace = run(
             stream,
             weights.attention,

@@ -96,6 +96,8 @@ class LayerOptions:
         parallel_residual: both blocks read the layer's input.
         decode: one token per row: weights are read at bandwidth, keys split over the GPU.
         pooled: on the GPU, raise unless the cache and the workspace lie in a ``BufferPool``.
+        consecutive: this call gets its input from that of another layer, which had the same arrays
+            of weights. So they are there already, and are read before that call has ended.
 
     Raises:
         ValueError: for names that are unknown and numbers out of range.
@@ -111,6 +113,7 @@ class LayerOptions:
     parallel_residual: bool = False
     decode: bool = False
     pooled: bool = False
+    consecutive: bool = False
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -135,6 +138,7 @@ class LayerOptions:
             "decode": bool(self.decode),
             "parallel_residual": bool(self.parallel_residual),
             "pooled": bool(self.pooled),
+            "consecutive": bool(self.consecutive),
         }
 
 

@@ -22,14 +22,16 @@ struct BlockAttributes {
         gated(*attrs.get<bool>("gated")),
         decode(*attrs.get<bool>("decode")),
         parallel_residual(*attrs.get<bool>("parallel_residual")),
-        pooled(*attrs.get<bool>("pooled")) {}
+        pooled(*attrs.get<bool>("pooled")),
+        consecutive(*attrs.get<bool>("consecutive")) {}
 
   LinearPath path() const { return decode ? LinearPath::kDecode : LinearPath::kPrefill; }
 
   int64_t layer, norm, activation, window;
   float eps, scale, soft_cap;
   bool gated, decode, parallel_residual;
-  bool pooled;  // on the GPU, state must lie in the memory of a live pool
+  bool pooled;       // on the GPU, state must lie in the memory of a live pool
+  bool consecutive;  // another layer's kernels are in front, which had the same weights
 };
 
 template <typename T>
@@ -46,6 +48,7 @@ template <typename T>
 void ReadAttentionWeights(Operands& operands, const BlockAttributes& attrs,
                           AttentionBlockArgs<T>& args) {
   args.norm = ReadNorm<T>(operands, attrs);
+  args.kernels_are_ready = attrs.consecutive;
   args.qkv_kernel = operands.NextLayer<T>(attrs.layer);
   args.qkv_bias = operands.NextLayer<T>(attrs.layer);
   args.q_norm = operands.NextLayer<T>(attrs.layer);
@@ -94,6 +97,7 @@ void ReadCacheAndTokens(Operands& operands, const BlockAttributes& attrs,
 template <typename T>
 void ReadMlpWeights(Operands& operands, const BlockAttributes& attrs, MlpBlockArgs<T>& args) {
   args.norm = ReadNorm<T>(operands, attrs);
+  args.kernels_are_ready = attrs.consecutive;
   args.up_kernel = operands.NextLayer<T>(attrs.layer);
   args.up_bias = operands.NextLayer<T>(attrs.layer);
   const ffi::AnyBuffer down_kernel = operands.Next();
