@@ -90,11 +90,13 @@ void Attend(Stream stream, const AttentionBlockArgs<T>& args, const AttentionAct
                                                    .heads = sizes.heads,
                                                    .kv_heads = sizes.kv_heads,
                                                    .head_dim = sizes.head_dim,
+                                                   .pages = sizes.pages,
                                                    .page_size = sizes.page_size,
                                                    .max_pages = sizes.max_pages,
                                                    .scale = args.scale,
                                                    .soft_cap = args.soft_cap,
-                                                   .window = args.window});
+                                                   .window = args.window,
+                                                   .cache_is_ready = true});
     return;
   }
   Attention(stream, AttentionArgs<T>{.q = at.q,

@@ -25,9 +25,12 @@ struct DecodeAttentionArgs {
   const float* alibi_slopes;  // [heads] or nullptr
   T* out;                     // [tokens, heads, head_dim]
   float* scratch;             // [DecodeAttentionScratch(...)]
-  int64_t tokens, batch, heads, kv_heads, head_dim, page_size, max_pages;
+  int64_t tokens, batch, heads, kv_heads, head_dim, pages, page_size, max_pages;
   float scale, soft_cap;  // soft_cap 0: none
   int64_t window;         // 0: none
+  // No kernel that this one may overtake writes rows, positions, the page table or any key but
+  // those at `positions`: they may be read before those in front have ended.
+  bool cache_is_ready = false;
 };
 
 template <typename T>

@@ -6,20 +6,36 @@
 #include "ops/decode_attention_fma.cuh"
 #include "ops/decode_attention_merge.cuh"
 #include "ops/decode_attention_mma.cuh"
+#include "ops/decode_attention_stream_sm90.cuh"
 
 namespace eet {
 
 // As many blocks as the GPU holds, and no more than there may be items: lengths are not known here.
-template <int kSplits, int kDim, typename T>
-static void LaunchMma(Stream stream, const DecodeAttentionArgs<T>& args) {
-  using Shape = StreamShape<kDim>;
-  auto kernel = DecodeMmaKernel<T, kDim, kSplits>;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-  LaunchShape shape{.block = dim3(Shape::kThreads), .shared_bytes = Shape::kSharedBytes};
+template <class Stream, typename T>
+static void LaunchStream(cudaStream_t stream, const DecodeAttentionArgs<T>& args,
+                         const typename Stream::Source& source) {
+  using Shape = StreamShape<Stream::kDim>;
+  constexpr size_t kSharedBytes = Shape::kWarps * sizeof(typename Stream::Memory);
+  const auto kernel = DecodeMmaKernel<Stream>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  LaunchShape shape{.block = dim3(Shape::kThreads), .shared_bytes = kSharedBytes};
   const int64_t items =
       args.tokens * ItemsOfPart(args) * MaxSplits(args.max_pages * args.page_size);
   shape.grid = dim3(unsigned(std::min<int64_t>(items, ResidentBlocks(kernel, shape))));
-  LaunchEarly(kernel, shape, stream, args);
+  LaunchEarly(kernel, shape, stream, args, source);
+}
+
+template <int kSplits, int kDim, typename T>
+static void LaunchMma(cudaStream_t stream, const DecodeAttentionArgs<T>& args) {
+  if constexpr (kDim % kChunkColumns == 0) {
+    if (CopyEngineTakes(args)) {
+      CacheMaps maps;
+      if (!MakeCacheMaps<kDim>(&maps, args)) return;
+      LaunchStream<OrderedKeys<T, kDim, kSplits>>(stream, args, maps);
+      return LaunchMerge<kSplits>(stream, args);
+    }
+  }
+  LaunchStream<CopiedKeys<T, kDim, kSplits>>(stream, args, {});
   LaunchMerge<kSplits>(stream, args);
 }
 

@@ -37,6 +37,7 @@ static ffi::Error DecodeAttentionHandler(Stream stream, ffi::AnyBuffer q, ffi::A
                                            .heads = heads,
                                            .kv_heads = sizes[2],
                                            .head_dim = sizes[4],
+                                           .pages = sizes[1],
                                            .page_size = sizes[3],
                                            .max_pages = max_pages,
                                            .scale = scale,

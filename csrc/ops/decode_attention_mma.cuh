@@ -11,17 +11,21 @@
 
 namespace eet {
 
-template <typename T, int kDim, int kSplits>
+template <class Stream>
 class ItemAttender {
+  using T = typename Stream::T;
+  static constexpr int kDim = Stream::kDim, kSplits = Stream::kSplits;
+
  public:
   // memory: of this warp, for its tiles.
-  __device__ ItemAttender(const DecodeAttentionArgs<T>& args, T* memory)
+  __device__ ItemAttender(const DecodeAttentionArgs<T>& args, const typename Stream::Source& source,
+                          typename Stream::Memory& memory)
       : args_(args),
         lane_(LaneId()),
         group_(lane_ / 4),
         pair_(lane_ % 4 * 2),
         walk_(args, lane_),
-        stream_(args, walk_, lane_, memory) {}
+        stream_(args, source, walk_, lane_, memory) {}
 
   // All items of this warp.
   __device__ void Run() {
@@ -37,7 +41,7 @@ class ItemAttender {
   }
 
  private:
-  using Tile = SharedTile<T, kDim>;
+  using Tile = typename Stream::Tile;
   static constexpr std::type_identity<T> kType = {};
 
   // The query heads as operands: all columns of head group; and the slopes of this lane's scores.
@@ -92,6 +96,7 @@ class ItemAttender {
       }
       Scores scores = {};
       stream_.Wait();
+      stream_.Clear(key, item.keys);
       Score(stream_.Keys(), heads, scores);
       ToWeights(item, heads, key, scores, output);
       AddValues(stream_.Values(), scores, output);
@@ -218,19 +223,21 @@ class ItemAttender {
   const unsigned lane_;
   const int group_, pair_;     // of the lane's element of a product
   ItemWalk<T, kSplits> walk_;  // an item ahead, for the queries
-  KeyStream<T, kDim, kSplits> stream_;
+  Stream stream_;
 };
 
-template <typename T, int kDim, int kSplits>
-__global__ void __launch_bounds__(StreamShape<kDim>::kThreads, StreamShape<kDim>::kBlocks)
-    DecodeMmaKernel(DecodeAttentionArgs<T> args) {
-  extern __shared__ __align__(128) char memory[];
+// The copy engine reads `source` where the launch has put it.
+template <class Stream>
+__global__ void __launch_bounds__(StreamShape<Stream::kDim>::kThreads,
+                                  StreamShape<Stream::kDim>::kBlocks)
+    DecodeMmaKernel(const __grid_constant__ DecodeAttentionArgs<typename Stream::T> args,
+                    const __grid_constant__ typename Stream::Source source) {
+  extern __shared__ __align__(1024) char memory[];
+  // The next kernel may count on kernels in front of this one only if this one has waited for them.
+  if (!args.cache_is_ready) WaitForKernelsBefore();
   LetNextKernelStart();
-  WaitForKernelsBefore();
-  const int warp = int(threadIdx.x) / kWarpSize;
-  ItemAttender<T, kDim, kSplits>(args,
-                                 reinterpret_cast<T*>(memory) + warp * StreamShape<kDim>::kRing)
-      .Run();
+  auto* of_warps = reinterpret_cast<typename Stream::Memory*>(memory);
+  ItemAttender<Stream>(args, source, of_warps[threadIdx.x / kWarpSize]).Run();
 }
 
 }  // namespace eet
