@@ -1,6 +1,6 @@
 // Attention of one query per row over its paged keys:  out = softmax(scores(q, k)) v
 // The keys are split, so that many blocks stream one row. A split leaves its softmax state and the
-// weighted sum of its values in the scratch memory; a second pass merges them in order. On the GPU
+// weighted sum of its values in the scratch memory, where they are merged in order. On the GPU
 // runs of splits are merged first: where there are rows enough, by who has streamed them.
 #pragma once
 
@@ -25,6 +25,7 @@ struct DecodeAttentionArgs {
   const float* alibi_slopes;  // [heads] or nullptr
   T* out;                     // [tokens, heads, head_dim]
   float* scratch;             // [DecodeAttentionScratch(...)]
+  int32_t* arrivals;          // [tokens, heads], zeros; for the GPU, see ArrivalsIn
   int64_t tokens, batch, heads, kv_heads, head_dim, pages, page_size, max_pages;
   float scale, soft_cap;  // soft_cap 0: none
   int64_t window;         // 0: none
@@ -72,10 +73,18 @@ constexpr int64_t MaxSplits(int64_t max_keys) {
   return std::min<int64_t>(kMaxSplits, (max_keys + kMinSplit - 1) / kMinSplit);
 }
 
-// Floats of scratch memory. Mirrored in _decode_attention.py.
+// Floats of scratch memory, and as many words behind them as ArrivalsIn gives. Mirrored in
+// _decode_attention.py.
 constexpr int64_t DecodeAttentionScratch(int64_t tokens, int64_t heads, int64_t head_dim,
                                          int64_t max_keys) {
-  return tokens * heads * MaxSplits(max_keys) * (head_dim + 2);
+  return tokens * heads * (MaxSplits(max_keys) * (head_dim + 2) + 1);
+}
+
+// The counters at the end of that memory.
+inline int32_t* ArrivalsIn(float* scratch, int64_t tokens, int64_t heads, int64_t head_dim,
+                           int64_t max_keys) {
+  const int64_t floats = DecodeAttentionScratch(tokens, heads, head_dim, max_keys);
+  return reinterpret_cast<int32_t*>(scratch + floats - tokens * heads);
 }
 
 // Of a token of `row` at `position`.

@@ -1,5 +1,5 @@
-// Decode attention on the GPU: a kernel over the parts of all rows, and one that merges them. The
-// output of a row that has one part is the first kernel's.
+// Decode attention on the GPU: a kernel over the parts of all rows, and where rows may have many
+// parts one that merges them.
 #include <algorithm>
 #include <type_traits>
 
@@ -19,10 +19,11 @@ static void LaunchStream(cudaStream_t stream, const DecodeAttentionArgs<T>& args
   const auto kernel = DecodeMmaKernel<Stream>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   LaunchShape shape{.block = dim3(Shape::kThreads), .shared_bytes = kSharedBytes};
-  const int64_t items =
-      args.tokens * ItemsOfPart(args) * MaxSplits(args.max_pages * args.page_size);
+  const ItemSizes sizes(args);
+  const int64_t items = args.tokens * sizes.items * MaxSplits(args.max_pages * args.page_size);
   shape.grid = dim3(unsigned(std::min<int64_t>(items, ResidentBlocks(kernel, shape))));
-  LaunchEarly(kernel, shape, stream, args, source);
+  LaunchEarly(kernel, shape, stream, args, sizes, source);
+  if (!HasFewParts<Stream::kSplits>(args)) LaunchMerge<Stream::kSplits>(stream, args);
 }
 
 template <int kSplits, int kDim, typename T>
@@ -31,12 +32,10 @@ static void LaunchMma(cudaStream_t stream, const DecodeAttentionArgs<T>& args) {
     if (CopyEngineTakes(args)) {
       CacheMaps maps;
       if (!MakeCacheMaps<kDim>(&maps, args)) return;
-      LaunchStream<OrderedKeys<T, kDim, kSplits>>(stream, args, maps);
-      return LaunchMerge<kSplits>(stream, args);
+      return LaunchStream<OrderedKeys<T, kDim, kSplits>>(stream, args, maps);
     }
   }
   LaunchStream<CopiedKeys<T, kDim, kSplits>>(stream, args, {});
-  LaunchMerge<kSplits>(stream, args);
 }
 
 // kDim: head_dim rounded up to a size that there is a kernel for.
@@ -44,9 +43,10 @@ template <typename T, int kDim>
 static void LaunchSplits(Stream stream, const DecodeAttentionArgs<T>& args) {
   if constexpr (std::is_same_v<T, float>) {
     LaunchEarly(DecodeFmaKernel<kDim>,
-                {.grid = FmaGrid(args), .block = dim3(kDecodeFmaWarps * kWarpSize)}, stream, args);
+                {.grid = FmaGrid(args), .block = dim3(kDecodeFmaWarps * kWarpSize)}, stream, args,
+                ItemSizes(args));
     LaunchMerge<1>(stream, args);
-  } else if (args.tokens * ItemsOfPart(args) < Multiprocessors()) {
+  } else if (args.tokens * ItemSizes(args).items < Multiprocessors()) {
     LaunchMma<1, kDim>(stream, args);
   } else {  // without splits each multiprocessor has work
     LaunchMma<kRunSplits, kDim>(stream, args);

@@ -25,13 +25,14 @@ struct DecodeFmaShared {
 
 // A block for each item that a token may have.
 inline dim3 FmaGrid(const DecodeAttentionArgs<float>& args) {
-  return dim3(unsigned(args.tokens), unsigned(ItemsOfPart(args)),
+  return dim3(unsigned(args.tokens), unsigned(ItemSizes(args).items),
               unsigned(MaxSplits(args.max_pages * args.page_size)));
 }
 
-__device__ inline SplitItem ItemOfBlock(const DecodeAttentionArgs<float>& args) {
+__device__ inline SplitItem ItemOfBlock(const DecodeAttentionArgs<float>& args,
+                                        const ItemSizes& sizes) {
   const int token = int(blockIdx.x), index = int(blockIdx.z * gridDim.y + blockIdx.y);
-  return ItemOf<1>(args, token, args.rows[token], args.positions[token], index);
+  return ItemOf<1>(args, sizes, token, args.rows[token], args.positions[token], index);
 }
 
 // A lane's columns of a few rows: lane, lane + 32, ...
@@ -127,13 +128,13 @@ __device__ void WriteResults(const DecodeAttentionArgs<float>& args, const Split
 
 template <int kDim>
 __global__ void __launch_bounds__(kDecodeFmaWarps* kWarpSize)
-    DecodeFmaKernel(DecodeAttentionArgs<float> args) {
+    DecodeFmaKernel(DecodeAttentionArgs<float> args, ItemSizes sizes) {
   constexpr int kCols = kDim / kWarpSize;
   __shared__ __align__(16) char memory[sizeof(DecodeFmaShared<kDim>)];
   auto& shared = *reinterpret_cast<DecodeFmaShared<kDim>*>(memory);
   LetNextKernelStart();
   WaitForKernelsBefore();
-  const SplitItem item = ItemOfBlock(args);
+  const SplitItem item = ItemOfBlock(args, sizes);
   if (item.heads == 0) return;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   LoadQueries(args, item, shared.queries);

@@ -3,6 +3,7 @@
 // lengths, and nobody looks at parts that a row does not have.
 #pragma once
 
+#include "core/lanes.cuh"
 #include "ops/decode_attention_split.cuh"
 
 namespace eet {
@@ -13,76 +14,62 @@ namespace eet {
 template <typename T, int kSplits>
 class ItemWalk {
  public:
-  // At the warp's first item.
-  __device__ ItemWalk(const DecodeAttentionArgs<T>& args, int lane) : args_(args), lane_(lane) {
+  // Before the warp's first item.
+  __device__ ItemWalk(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes, int lane)
+      : args_(args), sizes_(sizes), lane_(lane) {
     // Neighbours in order go to different multiprocessors.
-    index_ = int(threadIdx.x) / kWarpSize * int(gridDim.x) + int(blockIdx.x);
-    LoadAhead(0);
-    Enter(0);
-    Find();
+    index_ = Uniform(int(threadIdx.x) / kWarpSize) * int(gridDim.x) + int(blockIdx.x);
+    LoadAhead();
   }
 
-  // The item without heads, after the last.
-  __device__ SplitItem Item() const {
-    if (owner_ == kNobody) return {};
-    const int before = __shfl_sync(kFullMask, end_, max(owner_ - 1, 0));
-    return ItemOf<kSplits>(args_, first_token_ + owner_, __shfl_sync(kFullMask, row_, owner_),
-                           __shfl_sync(kFullMask, position_, owner_),
-                           index_ - (owner_ == 0 ? 0 : before));
-  }
-
-  __device__ void Next() {
+  // The next item; one without heads after the last.
+  __device__ SplitItem Next() {
+    while (index_ >= ItemsEntered()) {
+      if (next_token_ >= args_.tokens) return {};
+      index_ -= ItemsEntered();
+      Enter();
+    }
+    const int owner = __popc(__ballot_sync(kFullMask, end_ <= index_));
+    const int before = __shfl_sync(kFullMask, end_, max(owner - 1, 0));
+    const SplitItem item = ItemOf<kSplits>(
+        args_, sizes_, next_token_ - kWarpSize + owner, __shfl_sync(kFullMask, row_, owner),
+        __shfl_sync(kFullMask, position_, owner), index_ - (owner == 0 ? 0 : before));
     index_ += int(gridDim.x * blockDim.x / kWarpSize);
-    Find();
+    return item;
   }
 
  private:
-  static constexpr int kNobody = -1;
-
-  __device__ void LoadAhead(int first_token) {
-    const int64_t token = int64_t{first_token} + lane_;
+  __device__ void LoadAhead() {
+    const int64_t token = int64_t{next_token_} + lane_;
     const bool exists = token < args_.tokens;
     next_row_ = exists ? args_.rows[token] : -1;
     next_position_ = exists ? args_.positions[token] : 0;
   }
 
   // Takes over the tokens that were loaded ahead.
-  __device__ void Enter(int first_token) {
-    first_token_ = first_token;
+  __device__ void Enter() {
     row_ = next_row_;
     position_ = next_position_;
-    end_ = PartsOf<kSplits>(SplitsOf(args_, row_, position_)) * ItemsOfPart(args_);
+    const bool exists = next_token_ + lane_ < args_.tokens;
+    end_ = exists ? PartsOf<kSplits>(SplitsOf(args_, row_, position_)) * sizes_.items : 0;
 #pragma unroll
     for (int step = 1; step < kWarpSize; step *= 2) {
       const int before = __shfl_up_sync(kFullMask, end_, step);
       if (lane_ >= step) end_ += before;
     }
-    LoadAhead(first_token + kWarpSize);
-  }
-
-  // Finds out whose item the index is.
-  __device__ void Find() {
-    int items = ItemsEntered();
-    while (index_ >= items) {
-      if (first_token_ + kWarpSize >= args_.tokens) {
-        owner_ = kNobody;
-        return;
-      }
-      index_ -= items;
-      Enter(first_token_ + kWarpSize);
-      items = ItemsEntered();
-    }
-    owner_ = __popc(__ballot_sync(kFullMask, end_ <= index_));
+    next_token_ += kWarpSize;
+    LoadAhead();
   }
 
   __device__ int ItemsEntered() const { return __shfl_sync(kFullMask, end_, kWarpSize - 1); }
 
   const DecodeAttentionArgs<T>& args_;
+  const ItemSizes& sizes_;
   const int lane_;
-  int first_token_, row_, position_;
-  int next_row_, next_position_;  // of the token 32 further on
-  int end_;                       // of the items of this lane's token and of those before
-  int index_, owner_;             // the item among those of the 32 tokens, and its lane
+  int row_, position_;
+  int next_token_ = 0, next_row_, next_position_;  // of the tokens to be entered
+  int end_ = 0;  // of the items of this lane's token and of those before
+  int index_;    // of the next item among those of the 32 tokens
 };
 
 }  // namespace eet

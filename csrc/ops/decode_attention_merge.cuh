@@ -1,6 +1,8 @@
-// The second pass of decode attention: what the parts of a row have left becomes the attended
-// heads. A warp takes 64 columns of one head, a lane two of them, so that no warp waits for another
-// and a part's columns are one access.
+// Merges what the parts of a row have left into the attended heads. A warp takes 64 columns of a
+// head, a lane two of them, so that no warp waits for another and a part's columns are one access.
+//
+// Where a row has few parts, the warp that brings the last one merges. Many are merged by a kernel
+// of their own, with a warp for each head.
 #pragma once
 
 #include "core/launch.cuh"
@@ -12,22 +14,62 @@ namespace eet {
 constexpr int kMergeWarps = 8;
 constexpr int kMergeColumns = 2 * kWarpSize;  // of a warp
 constexpr int kMergeAtOnce = 8;               // parts whose sums are loaded together
+constexpr int kMergeHeads = 4;                // that a warp merges together
+constexpr int kFewParts = 16;
 
-// By what sums are multiplied: those of splits for their run's, those of runs for the row's. A part
-// is kSplits of a run's splits: one, or all. Lane l has the factors of run l.
+// Whether no row can have many parts: then there is no kernel for them.
+template <int kSplits, typename T>
+EET_HOST_DEVICE bool HasFewParts(const DecodeAttentionArgs<T>& args) {
+  return (MaxSplits(args.max_pages * args.page_size) + kSplits - 1) / kSplits <= kFewParts;
+}
+
+// This lane's columns of some parts, of which `left` there are. Other blocks have written them,
+// maybe just now.
+__device__ __forceinline__ void LoadSums(const float* sums, int64_t head_dim, int left,
+                                         float2 (&batch)[kMergeAtOnce]) {
+#pragma unroll
+  for (int i = 0; i < kMergeAtOnce; ++i) {
+    batch[i] = {};
+    if (i < left) batch[i] = __ldcg(reinterpret_cast<const float2*>(sums + i * head_dim));
+  }
+}
+
+// What a warp reads of a head's parts before it has to wait: the states, lane l those of run l, and
+// its columns of the first parts. A part is kSplits of a run's splits: one, or all.
 template <int kSplits>
-class PartFactors {
- public:
+struct HeadParts {
   static constexpr int kParts = kRunSplits / kSplits;  // of a run
 
-  __device__ PartFactors(const SoftmaxState* states, int count) {
+  const float* sums;  // from this lane's first column on
+  SoftmaxState states[kParts];
+  float2 first[kMergeAtOnce];
+
+  __device__ __forceinline__ HeadParts(const Partial& partials, int count, int64_t head_dim,
+                                       int col) {
     static_assert(kMaxSplits / kRunSplits <= kWarpSize);
-    SoftmaxState run, total;
+    sums = partials.sums + (col < head_dim ? col : 0);
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
       const int part = LaneId() * kParts + i;
-      of_parts_[i] = run.Merge(part < count ? states[part] : SoftmaxState{});
+      if (part >= count) continue;
+      const float2 state = __ldcg(reinterpret_cast<const float2*>(partials.state + part));
+      states[i] = {state.x, state.y};
     }
+    LoadSums(sums, head_dim, count, first);
+  }
+};
+
+// By what sums are multiplied: those of splits for their run's, those of runs for the row's. Lane l
+// has the factors of run l.
+template <int kSplits>
+class PartFactors {
+ public:
+  static constexpr int kParts = HeadParts<kSplits>::kParts;
+
+  __device__ __forceinline__ explicit PartFactors(const SoftmaxState (&states)[kParts]) {
+    SoftmaxState run, total;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) of_parts_[i] = run.Merge(states[i]);
     total.max = WarpReduce<Max>(run.max);
     of_run_ = total.Weight(run.max);
     total.sum = WarpReduce<Sum>(run.sum * of_run_);
@@ -35,7 +77,7 @@ class PartFactors {
   }
 
   // Adds the sums of run `run`'s parts to the row's.
-  __device__ void Add(int run, const float2* parts, float2& total) const {
+  __device__ __forceinline__ void Add(int run, const float2* parts, float2& total) const {
     float2 sum{};
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
@@ -55,35 +97,20 @@ class PartFactors {
   float of_run_;  // 0 of one that the row does not have
 };
 
-// Two neighbours, stored together.
-template <typename T>
-struct alignas(2 * sizeof(T)) OutputPair {
-  T first, second;
-};
-
-// This lane's columns of some parts, of which `left` there are.
-__device__ __forceinline__ void LoadSums(const float* sums, int64_t head_dim, int left,
-                                         float2 (&batch)[kMergeAtOnce]) {
-#pragma unroll
-  for (int i = 0; i < kMergeAtOnce; ++i) {
-    batch[i] = i < left ? *reinterpret_cast<const float2*>(sums + i * head_dim) : float2{};
-  }
-}
-
-// The sum over the parts in order. Their sums are loaded ahead: the first with the states, the
-// others while those before are added.
+// The sum over the parts in order. Sums after the first are loaded while those before are added.
 template <int kSplits>
-__device__ __forceinline__ float2 MergeColumns(const Partial& partials, int count, int64_t head_dim,
-                                               int col) {
-  const bool exists = col < head_dim;
-  const float* sums = partials.sums + (exists ? col : 0);
+__device__ __forceinline__ float2 MergeColumns(const HeadParts<kSplits>& parts, int count,
+                                               int64_t head_dim) {
+  const PartFactors<kSplits> factors(parts.states);
+  const float* sums = parts.sums;
   float2 batch[kMergeAtOnce], next[kMergeAtOnce], total{};
-  LoadSums(sums, head_dim, count, batch);
-  const PartFactors<kSplits> factors(partials.state, count);
+#pragma unroll
+  for (int i = 0; i < kMergeAtOnce; ++i) batch[i] = parts.first[i];
+#pragma unroll 1
   for (int first = 0; first < count; first += kMergeAtOnce) {
     sums += kMergeAtOnce * head_dim;
     LoadSums(sums, head_dim, count - first - kMergeAtOnce, next);
-    constexpr int kParts = PartFactors<kSplits>::kParts;
+    constexpr int kParts = HeadParts<kSplits>::kParts;
 #pragma unroll
     for (int i = 0; i < kMergeAtOnce; i += kParts) {
       factors.Add((first + i) / kParts, batch + i, total);
@@ -92,6 +119,48 @@ __device__ __forceinline__ float2 MergeColumns(const Partial& partials, int coun
     for (int i = 0; i < kMergeAtOnce; ++i) batch[i] = next[i];
   }
   return total;
+}
+
+// Two neighbours, stored together.
+template <typename T>
+struct alignas(2 * sizeof(T)) OutputPair {
+  T first, second;
+};
+
+// Of a head from column `col` on, if it has so many.
+template <typename T>
+__device__ __forceinline__ void StoreMerged(const DecodeAttentionArgs<T>& args, int64_t token,
+                                            int64_t head, int col, float2 merged) {
+  if (col >= args.head_dim) return;
+  T* out = args.out + (token * args.heads + head) * args.head_dim + col;
+  *reinterpret_cast<OutputPair<T>*>(out) = {T(merged.x), T(merged.y)};
+}
+
+// Merges the `count` parts of some heads, by one warp; as many of them together as it has registers
+// for: not those of its caller.
+template <int kSplits, typename T>
+__device__ __noinline__ void MergeHeads(const DecodeAttentionArgs<T>& args, int64_t token,
+                                        int first_head, int heads, int count) {
+  using Parts = HeadParts<kSplits>;
+  const auto load = [&](int head, int col) {
+    return Parts(PartialOf(args, token, first_head + min(head, heads - 1), 0), count, args.head_dim,
+                 col);
+  };
+#pragma unroll 1
+  for (int first_col = 0; first_col < args.head_dim; first_col += kMergeColumns) {
+    const int col = first_col + 2 * LaneId();
+#pragma unroll 1
+    for (int head = 0; head < heads; head += kMergeHeads) {
+      static_assert(kMergeHeads == 4);
+      const Parts parts[kMergeHeads] = {load(head, col), load(head + 1, col), load(head + 2, col),
+                                        load(head + 3, col)};
+#pragma unroll
+      for (int i = 0; i < kMergeHeads; ++i) {
+        const float2 merged = MergeColumns<kSplits>(parts[i], count, args.head_dim);
+        if (head + i < heads) StoreMerged(args, token, first_head + head + i, col, merged);
+      }
+    }
+  }
 }
 
 template <typename T, int kSplits>
@@ -105,11 +174,8 @@ __global__ void __launch_bounds__(kMergeWarps* kWarpSize)
   const int count = PartsOf<kSplits>(SplitsOf(args, token));
   if (count == 1) return;  // who had it has written the output
   const int col = int(blockIdx.y) * kMergeColumns + 2 * LaneId();
-  const float2 sum =
-      MergeColumns<kSplits>(PartialOf(args, token, head, 0), count, args.head_dim, col);
-  if (col >= args.head_dim) return;
-  T* out = args.out + int64_t{index} * args.head_dim + col;
-  *reinterpret_cast<OutputPair<T>*>(out) = {T(sum.x), T(sum.y)};
+  const HeadParts<kSplits> parts(PartialOf(args, token, head, 0), count, args.head_dim, col);
+  StoreMerged(args, token, head, col, MergeColumns<kSplits>(parts, count, args.head_dim));
 }
 
 template <int kSplits, typename T>

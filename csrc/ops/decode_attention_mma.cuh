@@ -3,10 +3,10 @@
 //
 // Its time is that of reading all keys and values once, so nothing may come between a warp and its
 // loads. A warp does whole items alone and writes their results itself: no other warp is ever
-// waited for. As many warps as the GPU holds go from item to item, and what an item needs is asked
-// for while the one before is worked on: its keys by the stream, its queries here.
+// waited for. As many warps as the GPU holds go from item to item, and the stream of keys is ahead.
 #pragma once
 
+#include "ops/decode_attention_merge.cuh"
 #include "ops/decode_attention_stream.cuh"
 
 namespace eet {
@@ -18,25 +18,50 @@ class ItemAttender {
 
  public:
   // memory: of this warp, for its tiles.
-  __device__ ItemAttender(const DecodeAttentionArgs<T>& args, const typename Stream::Source& source,
-                          typename Stream::Memory& memory)
+  __device__ ItemAttender(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes,
+                          const typename Stream::Source& source, typename Stream::Memory& memory)
       : args_(args),
         lane_(LaneId()),
         group_(lane_ / 4),
         pair_(lane_ % 4 * 2),
-        walk_(args, lane_),
-        stream_(args, source, walk_, lane_, memory) {}
+        stream_(args, sizes, source, lane_, memory) {}
 
-  // All items of this warp.
+  // All items of this warp. One call of each step, so that the code is small: each launch has to
+  // bring it to the multiprocessors anew.
   __device__ void Run() {
-    SplitItem item = walk_.Item();
-    Heads heads = LoadHeads(item);
-    while (item.heads > 0) {
-      walk_.Next();
-      const Heads next = LoadHeads(walk_.Item());
-      Attend(item, heads);
-      heads = next;
-      item = walk_.Item();
+    Heads heads;
+    Output split, run;
+    bool waits = true;
+    int stage = 0, parity = 1, ahead = 0;
+#pragma unroll 1
+    for (;;) {
+      const bool full = ahead == Stream::kStages - 1;
+      if (waits && (full || !args_.cache_is_ready || !stream_.NextIsOld())) {
+        WaitForKernelsBefore();
+        waits = false;
+      }
+      stream_.Start(stage);
+      if (++stage == Stream::kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+      if (!full) {
+        ++ahead;
+        continue;
+      }
+      const StreamTile& tile = stream_.Oldest(stage);
+      const int events = Uniform(tile.events);
+      if (!(events & StreamTile::kExists)) return;
+      if (events & StreamTile::kBeginsItem) heads = LoadHeads(tile);
+      stream_.Await(tile, stage, parity);
+      Attend(tile, heads, stream_.Keys(stage), stream_.Values(stage), split);
+      if (!(events & StreamTile::kEndsSplit)) continue;
+      EndSplit(split);
+      Merge(split, run);
+      split = {};
+      if (!(events & StreamTile::kEndsItem)) continue;
+      Write(tile, run);
+      run = {};
     }
   }
 
@@ -61,54 +86,33 @@ class ItemAttender {
   // pair + j.
   using Scores = float[4];
 
-  __device__ Heads LoadHeads(const SplitItem& item) const {
+  __device__ Heads LoadHeads(const StreamTile& tile) const {
     Heads heads;
-    const T* q = args_.q + HeadOffset(item) + pair_;
+    const T* q = args_.q + HeadOffset(tile) + pair_;
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
-      const bool valid = group_ < item.heads && 8 * i < args_.head_dim;
+      const bool valid = group_ < tile.heads && 8 * i < args_.head_dim;
       heads.columns[i / 2][i % 2] = valid ? *reinterpret_cast<const uint32_t*>(q + 8 * i) : 0;
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const bool valid = args_.alibi_slopes && pair_ + j < item.heads;
-      heads.slopes[j] = valid ? args_.alibi_slopes[item.first_head + pair_ + j] : 0.0f;
+      const bool valid = args_.alibi_slopes && pair_ + j < tile.heads;
+      heads.slopes[j] = valid ? args_.alibi_slopes[tile.first_head + pair_ + j] : 0.0f;
     }
     return heads;
   }
 
   // Where head `group` of an item starts in q and out.
-  __device__ int64_t HeadOffset(const SplitItem& item) const {
-    return (item.token * args_.heads + item.first_head + group_) * args_.head_dim;
+  __device__ int64_t HeadOffset(const StreamTile& tile) const {
+    return (tile.token * args_.heads + tile.first_head + group_) * args_.head_dim;
   }
 
-  // Takes the item's tiles from the stream.
-  __device__ void Attend(const SplitItem& item, const Heads& heads) {
-    Output output, run;
-    int split_end = item.split_end;
-#pragma unroll 1
-    for (int key = FirstTile(item); key < item.keys.end; key += kStreamKeys) {
-      if (kSplits > 1 && key == split_end) {
-        EndSplit(output);
-        Merge(output, run);
-        output = {};
-        split_end += item.split_size;
-      }
-      Scores scores = {};
-      stream_.Wait();
-      stream_.Clear(key, item.keys);
-      Score(stream_.Keys(), heads, scores);
-      ToWeights(item, heads, key, scores, output);
-      AddValues(stream_.Values(), scores, output);
-      stream_.Advance();
-    }
-    EndSplit(output);
-    Merge(output, run);
-    if (item.parts == 1) {
-      WriteAttended(item, run);
-    } else {
-      WritePartial(item, run);
-    }
+  __device__ void Attend(const StreamTile& tile, const Heads& heads, const Tile& keys,
+                         const Tile& values, Output& output) const {
+    Scores scores = {};
+    Score(keys, heads, scores);
+    ToWeights(tile, heads, scores, output);
+    AddValues(values, scores, output);
   }
 
   __device__ void EndSplit(Output& output) const {
@@ -144,14 +148,14 @@ class ItemAttender {
   }
 
   // From products to weights, and all before in proportion.
-  __device__ void ToWeights(const SplitItem& item, const Heads& heads, int tile_key, Scores& scores,
+  __device__ void ToWeights(const StreamTile& tile, const Heads& heads, Scores& scores,
                             Output& output) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int key = tile_key + i / 2 * 8 + group_;
+      const int key = tile.key + i / 2 * 8 + group_;
       scores[i] = eet::Score(scores[i], args_.scale, args_.soft_cap);
-      scores[i] += AlibiTerm(heads.slopes[i % 2], key, item.position);
-      if (!item.keys.Contains(key)) scores[i] = -INFINITY;
+      scores[i] += AlibiTerm(heads.slopes[i % 2], key, tile.position);
+      if (!tile.Contains(key)) scores[i] = -INFINITY;
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
@@ -178,13 +182,23 @@ class ItemAttender {
     }
   }
 
+  // What has become of an item.
+  __device__ void Write(const StreamTile& tile, const Output& run) const {
+    if (tile.parts == 1) return WriteAttended(tile, run);
+    WritePartial(tile, run);
+    if (HasFewParts<kSplits>(args_) && IsLast(tile)) {
+      MergeHeads<kSplits>(args_, tile.token, tile.first_head, Uniform(tile.heads),
+                          Uniform(tile.parts));
+    }
+  }
+
   // The item's part, for the merge.
-  __device__ void WritePartial(const SplitItem& item, const Output& output) const {
+  __device__ void WritePartial(const StreamTile& tile, const Output& output) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int head = pair_ + j;
-      if (head >= item.heads) break;
-      const Partial partial = PartialOf(args_, item.token, item.first_head + head, item.part);
+      if (head >= tile.heads) break;
+      const Partial partial = PartialOf(args_, tile.token, tile.first_head + head, tile.part);
       if (group_ == 0) *partial.state = output.softmax[j];
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
@@ -194,17 +208,30 @@ class ItemAttender {
     }
   }
 
+  // Whether all other parts of the item's heads have been written.
+  __device__ bool IsLast(const StreamTile& tile) const {
+    __syncwarp();
+    bool last = false;
+    if (lane_ == 0) {
+      __threadfence();  // what this warp has written comes before its arrival
+      int32_t* arrivals = args_.arrivals + tile.token * args_.heads + tile.first_head;
+      last = atomicAdd(arrivals, 1) == tile.parts - 1;
+      __threadfence();  // and what the others have, before it is read
+    }
+    return __any_sync(kFullMask, last);
+  }
+
   // The attended heads, where there is nothing to merge. After the transposition a lane has columns
   // of head group, so that it writes words.
-  __device__ void WriteAttended(const SplitItem& item, const Output& output) const {
-    T* out = args_.out + HeadOffset(item) + pair_;
+  __device__ void WriteAttended(const StreamTile& tile, const Output& output) const {
+    T* out = args_.out + HeadOffset(tile) + pair_;
     const float factors[2] = {output.softmax[0].Normalizer(), output.softmax[1].Normalizer()};
 #pragma unroll
     for (int i = 0; i < kDim / 8; ++i) {
       const float* sums = &output.sums[i / 2][i % 2 * 2];
       const uint32_t word =
           TransposeMatrix(PackPair(sums[0] * factors[0], sums[1] * factors[1], kType));
-      const bool valid = group_ < item.heads && 8 * i < args_.head_dim;
+      const bool valid = group_ < tile.heads && 8 * i < args_.head_dim;
       if (valid) *reinterpret_cast<uint32_t*>(out + 8 * i) = word;
     }
   }
@@ -221,8 +248,7 @@ class ItemAttender {
 
   const DecodeAttentionArgs<T>& args_;
   const unsigned lane_;
-  const int group_, pair_;     // of the lane's element of a product
-  ItemWalk<T, kSplits> walk_;  // an item ahead, for the queries
+  const int group_, pair_;  // of the lane's element of a product
   Stream stream_;
 };
 
@@ -231,13 +257,19 @@ template <class Stream>
 __global__ void __launch_bounds__(StreamShape<Stream::kDim>::kThreads,
                                   StreamShape<Stream::kDim>::kBlocks)
     DecodeMmaKernel(const __grid_constant__ DecodeAttentionArgs<typename Stream::T> args,
+                    const __grid_constant__ ItemSizes sizes,
                     const __grid_constant__ typename Stream::Source source) {
-  extern __shared__ __align__(1024) char memory[];
-  // The next kernel may count on kernels in front of this one only if this one has waited for them.
-  if (!args.cache_is_ready) WaitForKernelsBefore();
-  LetNextKernelStart();
-  auto* of_warps = reinterpret_cast<typename Stream::Memory*>(memory);
-  ItemAttender<Stream>(args, source, of_warps[threadIdx.x / kWarpSize]).Run();
+#ifdef __CUDA_ARCH__
+  if constexpr (__CUDA_ARCH__ >= Stream::kArchitecture) {
+    extern __shared__ __align__(1024) char memory[];
+    // The next kernel may count on kernels in front of this one only if this one has waited for
+    // them.
+    if (!args.cache_is_ready) WaitForKernelsBefore();
+    LetNextKernelStart();
+    auto* of_warps = reinterpret_cast<typename Stream::Memory*>(memory);
+    ItemAttender<Stream>(args, sizes, source, of_warps[threadIdx.x / kWarpSize]).Run();
+  }
+#endif
 }
 
 }  // namespace eet

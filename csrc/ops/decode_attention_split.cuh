@@ -18,40 +18,40 @@ struct SplitItem {
   KeyRange keys = {};
 };
 
-// Into how many blocks the query heads of a KV head are divided.
-template <typename T>
-EET_HOST_DEVICE int HeadBlocks(const DecodeAttentionArgs<T>& args) {
-  return (int(args.heads) / int(args.kv_heads) + kItemHeads - 1) / kItemHeads;
-}
+// How many items there are.
+struct ItemSizes {
+  int group;   // query heads of a KV head
+  int blocks;  // that these are divided into
+  int items;   // of one part of a row, for all its heads
 
-// Of one part of a row, for all its heads.
-template <typename T>
-EET_HOST_DEVICE int ItemsOfPart(const DecodeAttentionArgs<T>& args) {
-  return int(args.kv_heads) * HeadBlocks(args);
-}
+  template <typename T>
+  explicit ItemSizes(const DecodeAttentionArgs<T>& args)
+      : group(int(args.heads / args.kv_heads)),
+        blocks((group + kItemHeads - 1) / kItemHeads),
+        items(int(args.kv_heads) * blocks) {}
+};
 
-// Parts of so many splits each.
+// Parts of so many splits each. A row without keys has one all the same, whose output is zeros.
 template <int kSplits>
 EET_HOST_DEVICE int PartsOf(const KeySplits& splits) {
-  return (splits.count + kSplits - 1) / kSplits;
+  return splits.count == 0 ? 1 : (splits.count + kSplits - 1) / kSplits;
 }
 
 // Item `index` of a token, part by part; without heads beyond its last.
 template <int kSplits, typename T>
-__device__ SplitItem ItemOf(const DecodeAttentionArgs<T>& args, int token, int row, int position,
-                            int index) {
+__device__ SplitItem ItemOf(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes, int token,
+                            int row, int position, int index) {
   const KeySplits splits = SplitsOf(args, row, position);
-  const int part = index / ItemsOfPart(args), block = index % ItemsOfPart(args);
+  const int part = unsigned(index) / unsigned(sizes.items), block = index - part * sizes.items;
   if (part >= PartsOf<kSplits>(splits)) return {};
-  const int group = int(args.heads) / int(args.kv_heads);
-  const int kv_head = block / HeadBlocks(args);
-  const int head = block % HeadBlocks(args) * kItemHeads;
+  const int kv_head = unsigned(block) / unsigned(sizes.blocks);
+  const int head = (block - kv_head * sizes.blocks) * kItemHeads;
   return {.token = token,
           .row = row,
           .position = position,
           .kv_head = kv_head,
-          .first_head = kv_head * group + head,
-          .heads = min(kItemHeads, group - head),
+          .first_head = kv_head * sizes.group + head,
+          .heads = min(kItemHeads, sizes.group - head),
           .part = part,
           .parts = PartsOf<kSplits>(splits),
           .split_end = splits.first + (part * kSplits + 1) * splits.size,

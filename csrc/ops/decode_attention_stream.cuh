@@ -22,17 +22,29 @@ struct StreamShape {
   static constexpr int kTile = kStreamKeys * kDim;  // elements, of keys or of values
 };
 
-// The first tile of an item starts at a multiple of its size.
-__device__ __forceinline__ int FirstTile(const SplitItem& item) {
-  return item.keys.begin / kStreamKeys * kStreamKeys;
-}
+// What a tile is, for who multiplies it. In shared memory beside the tile, as the stream is ahead.
+struct alignas(16) StreamTile {
+  // What comes about with it; without kExists there is no tile.
+  static constexpr int kExists = 1, kBeginsItem = 2, kEndsSplit = 4, kEndsItem = 8;
+
+  int events;
+  int token, position;
+  int first_head, heads;
+  int key;         // the tile's first
+  int begin, end;  // keys of the item
+  int part, parts;
+
+  __device__ bool Contains(int some_key) const { return some_key >= begin && some_key < end; }
+};
 
 // The tiles of a warp's items, one after the other.
 template <typename T, int kSplits>
 class TileWalk {
  public:
-  // From the item at which `items` is.
-  __device__ explicit TileWalk(const ItemWalk<T, kSplits>& items) : items_(items) { Begin(); }
+  __device__ TileWalk(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes, int lane)
+      : items_(args, sizes, lane) {
+    Begin();
+  }
 
   __device__ bool exists() const { return item_.heads > 0; }
 
@@ -43,33 +55,43 @@ class TileWalk {
   // Whether all its keys are there since before this step.
   __device__ bool IsOld() const { return exists() && key_ + kStreamKeys <= item_.position; }
 
+  __device__ StreamTile Tile() const {
+    const int next = key_ + kStreamKeys;
+    const bool ends = next >= item_.keys.end;
+    int events = exists() ? StreamTile::kExists : 0;
+    if (key_ <= item_.keys.begin) events |= StreamTile::kBeginsItem;
+    if (ends || next == split_end_) events |= StreamTile::kEndsSplit;
+    if (ends) events |= StreamTile::kEndsItem;
+    return {.events = events,
+            .token = item_.token,
+            .position = item_.position,
+            .first_head = item_.first_head,
+            .heads = item_.heads,
+            .key = key_,
+            .begin = item_.keys.begin,
+            .end = item_.keys.end,
+            .part = item_.part,
+            .parts = item_.parts};
+  }
+
   __device__ void Next() {
     key_ += kStreamKeys;
-    if (key_ < item_.keys.end) return;
-    items_.Next();
-    Begin();
+    if (key_ >= item_.keys.end) return Begin();
+    if (key_ == split_end_) split_end_ += item_.split_size;
   }
 
  private:
+  // An item's first tile starts at a multiple of its size.
   __device__ void Begin() {
-    item_ = items_.Item();
-    key_ = FirstTile(item_);
+    item_ = items_.Next();
+    key_ = item_.keys.begin / kStreamKeys * kStreamKeys;
+    split_end_ = item_.split_end;
   }
 
   ItemWalk<T, kSplits> items_;
   SplitItem item_;
-  int key_;
+  int key_, split_end_;
 };
-
-// Fills the stages of a stream; waits for the kernels in front. Where the cache is ready, tiles
-// that they do not write are under way before.
-template <int kStages, class Stream>
-__device__ __forceinline__ void FillStages(Stream& stream, bool cache_is_ready) {
-  int stage = 0;
-  while (cache_is_ready && stage < kStages && stream.NextIsOld()) stream.Start(stage++);
-  WaitForKernelsBefore();
-  while (stage < kStages) stream.Start(stage++);
-}
 
 // By the warp's lanes, 16 bytes at a time.
 template <typename T_, int kDim_, int kSplits_>
@@ -78,44 +100,28 @@ class CopiedKeys {
 
  public:
   using T = T_;
-  static constexpr int kDim = kDim_, kSplits = kSplits_;
+  static constexpr int kDim = kDim_, kSplits = kSplits_, kStages = Shape::kStages;
+  static constexpr int kArchitecture = 800;
   using Tile = SharedTile<T, kDim>;
   struct Source {};  // the arguments tell it all
   struct alignas(128) Memory {
-    T tiles[Shape::kStages][2][Shape::kTile];
+    T data[kStages][2][Shape::kTile];
+    StreamTile tiles[kStages];
   };
 
-  __device__ CopiedKeys(const DecodeAttentionArgs<T>& args, const Source&,
-                        const ItemWalk<T, kSplits>& walk, int lane, Memory& memory)
-      : args_(args), walk_(walk), memory_(memory), lane_(lane) {
+  __device__ CopiedKeys(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes, const Source&,
+                        int lane, Memory& memory)
+      : args_(args), walk_(args, sizes, lane), memory_(memory), lane_(lane) {
     FindPage();
-    FillStages<Shape::kStages>(*this, args.cache_is_ready);
-  }
-
-  // For the oldest tile.
-  __device__ void Wait() const {
-    WaitCopies<Shape::kStages - 1>();
-    __syncwarp();  // the other lanes' copies are here too
-  }
-
-  __device__ Tile Keys() const { return {memory_.tiles[stage_][0]}; }
-
-  __device__ Tile Values() const { return {memory_.tiles[stage_][1]}; }
-
-  // What no query sees, and the columns past head_dim, are zeros already.
-  __device__ void Clear(int, const KeyRange&) const {}
-
-  // Gives the tile's memory to the next one.
-  __device__ void Advance() {
-    __syncwarp();  // all lanes have read it
-    Start(stage_);
-    stage_ = stage_ + 1 == Shape::kStages ? 0 : stage_ + 1;
   }
 
   __device__ bool NextIsOld() const { return walk_.IsOld(); }
 
-  // Starts the next tile's copies. Without one it closes a group all the same: Wait counts them.
+  // Starts the next tile's copies, in the memory of the one that was taken last. Without a tile it
+  // closes a group all the same: Await counts them.
   __device__ void Start(int stage) {
+    __syncwarp();  // all lanes have read it
+    if (lane_ == 0) memory_.tiles[stage] = walk_.Tile();
     if (walk_.exists()) {
       Copy(stage);
       walk_.Next();
@@ -124,10 +130,26 @@ class CopiedKeys {
     CommitCopies();
   }
 
+  // What the oldest tile is.
+  __device__ const StreamTile& Oldest(int stage) const {
+    __syncwarp();  // who started it has told what it is
+    return memory_.tiles[stage];
+  }
+
+  // Waits until it is there.
+  __device__ void Await(const StreamTile&, int, int) const {
+    WaitCopies<kStages - 1>();
+    __syncwarp();  // the other lanes' copies are here too
+  }
+
+  __device__ Tile Keys(int stage) const { return {memory_.data[stage][0]}; }
+
+  __device__ Tile Values(int stage) const { return {memory_.data[stage][1]}; }
+
  private:
-  __device__ void Copy(int stage) {
+  // What no query sees, and the columns past head_dim, become zeros.
+  __device__ void Copy(int stage) const {
     const SplitItem& item = walk_.item();
-    const Tile keys{memory_.tiles[stage][0]}, values{memory_.tiles[stage][1]};
     const int64_t offset = KeyOffset(args_, page_, item.kv_head, walk_.key() + lane_ % kStreamKeys);
 #pragma unroll
     for (int i = 0; i < kStreamKeys * Tile::kChunks / kWarpSize; ++i) {
@@ -135,8 +157,8 @@ class CopiedKeys {
       const int chunk = (i * kWarpSize + lane_) % Tile::kChunks;
       const int64_t from = __shfl_sync(kFullMask, offset, row) + chunk * kChunk;
       const bool valid = item.keys.Contains(walk_.key() + row) && chunk * kChunk < args_.head_dim;
-      CopyAsync16(keys.Chunk(row, chunk), args_.k + (valid ? from : 0), valid);
-      CopyAsync16(values.Chunk(row, chunk), args_.v + (valid ? from : 0), valid);
+      CopyAsync16(Keys(stage).Chunk(row, chunk), args_.k + (valid ? from : 0), valid);
+      CopyAsync16(Values(stage).Chunk(row, chunk), args_.v + (valid ? from : 0), valid);
     }
   }
 
@@ -150,7 +172,7 @@ class CopiedKeys {
   TileWalk<T, kSplits> walk_;  // at the next tile
   Memory& memory_;
   const unsigned lane_;
-  int page_, stage_ = 0;
+  int page_;
 };
 
 }  // namespace eet
