@@ -28,7 +28,7 @@ class Multiplier {
       const Unit& unit = shared_.units[slot.index];
       const int count = Uniform(unit.count);
       if (count == 0) return;
-      Work(unit);
+      Work(unit, count);
       __syncwarp();
       if (IsFirstLane()) shared_.unit_empty[slot.index].Arrive();
     }
@@ -45,7 +45,7 @@ class Multiplier {
     return group_ * kGroupRows + threadIdx.x % kGroupThreads / kWarpSize * 16 + Lane() / 4;
   }
 
-  __device__ __forceinline__ void Work(const Unit& unit) {
+  __device__ __forceinline__ void Work(const Unit& unit, int count) {
     const int lead = Uniform(unit.lead), full = Uniform(unit.full), trail = Uniform(unit.trail);
     int tile = Uniform(unit.last_tile);
     SoftmaxPair softmax;
@@ -67,7 +67,7 @@ class Multiplier {
       if (IsFirstLane()) shared_.query_empty[group_].Arrive();
       Last(weights, values);
     }
-    Write(unit, softmax, values);
+    Write(unit, count, softmax, values);
   }
 
   // Starts scores = queries keys'.
@@ -180,7 +180,8 @@ class Multiplier {
     ReleaseValues();
   }
 
-  __device__ __forceinline__ void Write(const Unit& unit, SoftmaxPair& softmax, Values& values) {
+  __device__ __forceinline__ void Write(const Unit& unit, int count, SoftmaxPair& softmax,
+                                        Values& values) {
     const int64_t stride = args_.heads * kDim;
     T* out = args_.out + int64_t{unit.token + FirstQuery()} * stride + unit.head * kDim;
 #pragma unroll
@@ -189,7 +190,7 @@ class Multiplier {
       sum += __shfl_xor_sync(kFullMask, sum, 1);
       sum += __shfl_xor_sync(kFullMask, sum, 2);
       const float normalizer = sum > 0.0f ? 1.0f / sum : 0.0f;
-      WriteRow(values, i, normalizer, out + 8 * i * stride, FirstQuery() + 8 * i < unit.count);
+      WriteRow(values, i, normalizer, out + 8 * i * stride, FirstQuery() + 8 * i < count);
     }
   }
 
