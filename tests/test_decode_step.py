@@ -198,6 +198,7 @@ def test_other_errors(monkeypatch):
         (2 + (1 << 20), "for room for a tile"),
         (3 + (1 << 20), "for sums"),
         (4 + (1 << 20), "for the sums of a norm"),
+        (5 + (1 << 20), "for warps that were a layer behind"),
     ],
 )
 def test_failures_are_explained(status, what):

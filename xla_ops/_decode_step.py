@@ -31,6 +31,7 @@ BLOCK_WAITS = {
     (1 << 20) + 1: "for room for a tile",
     (1 << 20) + 2: "for sums",
     (1 << 20) + 3: "for the sums of a norm",
+    (1 << 20) + 4: "for warps that were a layer behind",
 }
 
 

@@ -158,7 +158,7 @@ class Attender {
   // those that have the item appends them to the cache.
   __device__ void Begin(int layer, const AttentionItem& item, bool appends, Queries& queries,
                         Newest& newest) {
-    block_.AwaitHint(layer, Phase::kQkv);
+    block_.AwaitReport(layer, Phase::kQkv);
     const int head = lane_ / 4, column = lane_ % 4 * 2;
     const uint32_t* heads = Heads(layer, item);
     const uint32_t* words = heads + ((item.first_head + head) * kDim + column) / 2;

@@ -12,17 +12,26 @@ constexpr int kBeginBarrier = 1, kBegunBarrier = 2;  // of the hardware's named 
 template <typename T>
 __device__ void InitWords(StepBlock<T>& block) {
   StepWords& words = block.words;
-  words.hints = 0;
   words.expired = 0;
-  for (int i = 0; i < kFinishers; ++i) words.moments_found[i] = 0;
-  for (int i = 0; i < block.params.memory.stages; ++i) {
+  // All that there may be, in loops of constant length: compute-sanitizer learns from the compiler
+  // how many barriers there are, and the compiler counts what it has unrolled.
+#pragma unroll
+  for (int i = 0; i < kMaxStages; ++i) {
     words.full[i].Init(1);
     words.empty[i].Init(kConsumers);
   }
-  const int finishers = block.batch() <= kFinisherTokens ? 1 : kFinishers;
-  for (int i = 0; i < block.params.memory.sum_slots; ++i) {
+  const int finishers = block.finishers();
+#pragma unroll
+  for (int i = 0; i < kSumSlots; ++i) {
     words.sums_full[i].Init(kConsumers);
     words.sums_empty[i].Init(finishers);
+  }
+#pragma unroll
+  for (int i = 0; i < kPhases; ++i) words.reported[i].Init(1);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    words.moments_found[i].Init(finishers);
+    words.passed[i].Init(kConsumers + finishers);
   }
   FenceBarriers();
 }
@@ -41,7 +50,6 @@ __device__ void BringNorm(const StepBlock<T>& block, int half, const NormWeights
   };
   bring(norm.scale, false);
   if (norm.bias) bring(norm.bias, true);
-  __threadfence_block();  // before the next hint
   __syncwarp();
 }
 

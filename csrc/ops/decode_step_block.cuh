@@ -52,12 +52,14 @@ struct StepMemory {
 struct StepWords {
   Barrier full[kMaxStages], empty[kMaxStages];
   Barrier sums_full[kSumSlots], sums_empty[kSumSlots];
-  float2 moments[kStepTokens];             // of the stream: mean and reciprocal deviation
-  volatile int moments_found[kFinishers];  // norms whose moments are there
+  // Of a layer's phases: the lookout says that it is time to look for the data. Of its norms before
+  // attention and feed-forward: the finishers have found the moments; everybody has passed. Each
+  // goes round once a layer, and Pass says why a parity tells layers apart.
+  Barrier reported[kPhases], moments_found[2], passed[2];
+  float2 moments[kStepTokens];  // of the stream: mean and reciprocal deviation
   int rows[kStepTokens], positions[kStepTokens];
   int pages[kStepTokens];          // where the tokens' keys go
   int cached_pages[kCachedPages];  // of the block's first tiles of the cache
-  volatile int hints;              // counters seen full enough, in the order of the phases
   volatile int expired;
 };
 
@@ -127,6 +129,7 @@ struct StepBlock {
   __device__ const DecodeStepArgs<T>& args() const { return params.args; }
   __device__ const DecodeStepSizes& sizes() const { return params.args.sizes; }
   __device__ int batch() const { return int(params.args.sizes.batch); }
+  __device__ int finishers() const { return batch() <= kFinisherTokens ? 1 : kFinishers; }
 
   __device__ __forceinline__ void Trace(int layer, Phase phase, StepEvent event) const {
     Note(params.profile.moments, layer, phase, event);
@@ -191,10 +194,26 @@ struct StepBlock {
   }
 
   // Waits until the lookout has seen the phase's counter full enough.
-  __device__ void AwaitHint(int layer, Phase phase) {
-    const int what = What(layer, phase);
-    watch.Until([&] { return words.hints > what; }, what);
+  __device__ void AwaitReport(int layer, Phase phase) {
+    Barrier& reported = words.reported[int(phase)];
+    watch.Until([&] { return reported.TryWait(layer & 1); }, What(layer, phase));
     __syncwarp();
+  }
+
+  // The warp has done what it has to do with a norm. By consumers and finishers, in every layer,
+  // whether or not the block has a part of the product that follows.
+  //
+  // A parity tells a barrier's last two rounds apart, no more, so nobody may be a layer away from
+  // the lookout:
+  //
+  //   * It reports a layer's QKV when all have passed the second norm of the layer before, so they
+  //     have waited for that layer's QKV to attention's output; and up when all have passed the
+  //     layer's first norm, so they have waited for up and down of the layer before.
+  //   * All wait for every product's input, so what they wait for next was reported in the layer
+  //     before.
+  __device__ __forceinline__ void Pass(int norm) {
+    __syncwarp();
+    if (LaneId() == 0) words.passed[norm % 2].Arrive();
   }
 
   // For consumers: waits until the tile is there.
@@ -212,7 +231,7 @@ struct StepBlock {
 
   // What the status says of waits inside a block.
   static constexpr int kTileWait = 1 << 20, kStageWait = kTileWait + 1, kSumsWait = kTileWait + 2,
-                       kMomentsWait = kTileWait + 3;
+                       kMomentsWait = kTileWait + 3, kPassedWait = kTileWait + 4;
 };
 
 // Eight elements of two bytes, from and to a word of 16 bytes.

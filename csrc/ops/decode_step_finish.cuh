@@ -247,9 +247,9 @@ class Finisher {
   __device__ __forceinline__ void FindMoments(int layer, bool up) {
     const int norm = 2 * layer + up;
     if (up) {
-      block_.AwaitHint(layer, Phase::kAttentionOut);
+      block_.AwaitReport(layer, Phase::kAttentionOut);
     } else if (layer > 0) {
-      block_.AwaitHint(layer - 1, Phase::kDown);
+      block_.AwaitReport(layer - 1, Phase::kDown);
     }
     float totals[2] = {};
     for (int which = 0; which <= IsLayerNorm(); ++which) totals[which] = Total(norm, which);
@@ -259,15 +259,20 @@ class Finisher {
     const float inverse = rsqrtf(variance + block_.args().final_norm.eps);
     if (block_.ScalesOutputs()) {
       scale_ = __shfl_sync(kFullMask, inverse, (token_ - first_token_) * kTokenLanes);
-      return;
+    } else {
+      LeaveMoments(norm, {mean, inverse});
     }
+    block_.Pass(norm);
+  }
+
+  // Leaves a token's moments, in its lanes of Total, for the consumers.
+  __device__ __forceinline__ void LeaveMoments(int norm, float2 moments) {
     const int token = lane_ / kTokenLanes;
     if (lane_ % kTokenLanes == 0 && token < tokens_) {
-      block_.words.moments[first_token_ + token] = {mean, inverse};
+      block_.words.moments[first_token_ + token] = moments;
     }
-    __threadfence_block();
     __syncwarp();
-    if (lane_ == 0) block_.words.moments_found[warp_] = norm + 1;
+    if (lane_ == 0) block_.words.moments_found[norm % 2].Arrive();
   }
 
   static constexpr int kTokenLanes = kWarpSize / kFinisherTokens;

@@ -26,12 +26,17 @@ class InputSlab {
   __device__ explicit InputSlab(StepBlock<T>& block)
       : block_(block), warp_(WarpId()), lane_(LaneId()), batch_(block.batch()) {}
 
+  // Waits until it is time to look for a product's input. By all warps, also of blocks that have no
+  // part of the product (StepBlock::Pass).
+  __device__ __forceinline__ void Await(const StepInput<T>& input) {
+    if (input.exchanged) block_.AwaitReport(input.layer, input.phase);
+    if (input.normed && !block_.ScalesOutputs()) AwaitMoments(input.norm);
+  }
+
   // Begins a product's input: all of it is there afterwards, if it fits at once.
   __device__ __forceinline__ void Begin(const StepInput<T>& input, const ProductShare& share) {
     input_ = input;
     stride_ = share.chunks * (kChunkColumns / 2);
-    if (input.exchanged) block_.AwaitHint(input.layer, input.phase);
-    if (input.normed && !block_.ScalesOutputs()) AwaitMoments();
     if (share.group == 1) BringSlab(0, share.chunks);
   }
 
@@ -123,12 +128,9 @@ class InputSlab {
   }
 
   // Where outputs cannot be scaled afterwards: the finishers have found the stream's moments.
-  __device__ __forceinline__ void AwaitMoments() {
-    const auto found = [&] {
-      return block_.words.moments_found[0] > input_.norm &&
-             (batch_ <= kFinisherTokens || block_.words.moments_found[1] > input_.norm);
-    };
-    block_.watch.Until(found, StepBlock<T>::kMomentsWait);
+  __device__ __forceinline__ void AwaitMoments(int norm) {
+    Barrier& found = block_.words.moments_found[norm % 2];
+    block_.watch.Until([&] { return found.TryWait(norm / 2 & 1); }, StepBlock<T>::kMomentsWait);
     __syncwarp();
   }
 

@@ -18,7 +18,7 @@ class Merger {
     const int first = warp_ * int(gridDim.x) + int(blockIdx.x);
     if (first >= tasks) return;
     block_.Trace(layer, Phase::kAttended, StepEvent::kBegan);
-    block_.AwaitHint(layer, Phase::kPartials);
+    block_.AwaitReport(layer, Phase::kPartials);
     for (int task = first; task < tasks; task += stride) MergeOne(layer, deal.Task(task));
     __syncwarp();
     if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kAttended));

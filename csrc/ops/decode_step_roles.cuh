@@ -64,14 +64,16 @@ __device__ void Consume(StepBlock<T>& block) {
     if (attends) attender.Run(layer, place);
     const ProductStep<T> step = ProductOf(block, layer, kProducts[i]);
     const ProductShare share = block.Share(step.out, step.in);
+    if (!share.empty()) block.Trace(layer, kProducts[i], StepEvent::kBegan);
+    slab.Await(step.input);
     if (!share.empty()) {
-      block.Trace(layer, kProducts[i], StepEvent::kBegan);
       slab.Begin(step.input, share);
       block.Trace(layer, kProducts[i], StepEvent::kStaged);
       multiplier.Run(share, slab, place);
       block.Trace(layer, kProducts[i], StepEvent::kMultiplied);
     }
     if (layer == layers) return;
+    if (step.input.normed) block.Pass(step.input.norm);
   }
 }
 
@@ -223,15 +225,16 @@ class Lookout {
   __device__ void Run() {
     const DecodeStepArgs<T>& args = block_.args();
     const DecodeStepSizes& sizes = args.sizes;
-    const int finishers = block_.batch() <= kFinisherTokens ? 1 : kFinishers;
+    const int finishers = block_.finishers();
     for (int layer = 0; layer < sizes.layers; ++layer) {
       deal_.Deal(layer);
+      AwaitPassed(1, layer - 1);
       Await(layer, Phase::kQkv, finishers * ProductShare::Blocks(sizes.qkv_size()));
-      // All blocks have read the norm of the layer before.
       BringNorm(block_, 1, args.mlp_norm, layer);
       Await(layer, Phase::kPartials, deal_.items());
       Await(layer, Phase::kAttended, deal_.merging_warps());
       Await(layer, Phase::kAttentionOut, finishers * ProductShare::Blocks(sizes.hidden));
+      AwaitPassed(0, layer);
       if (layer + 1 < sizes.layers) {
         BringNorm(block_, 0, args.attention_norm, layer + 1);
       } else {
@@ -243,13 +246,21 @@ class Lookout {
   }
 
  private:
+  // Until this block's warps have passed a layer's norm: its place may be given to the next, and
+  // reports go on. They have long before, for all blocks wait for what comes of it.
+  __device__ void AwaitPassed(int half, int layer) {
+    Barrier& passed = block_.words.passed[half];
+    block_.watch.Until([&] { return passed.TryWait(layer & 1); }, StepBlock<T>::kPassedWait);
+    __syncwarp();
+  }
+
   __device__ void Await(int layer, Phase phase, int arrivals) {
-    const int what = block_.What(layer, phase);
     if (lane_ == 0) {
       const int enough = arrivals - arrivals / block_.params.profile.early_part;
       const uint32_t* counter = block_.Counter(layer, phase);
-      block_.watch.Until([&] { return int(LoadRelaxed(counter) + 1) >= enough; }, what);
-      block_.words.hints = what + 1;
+      block_.watch.Until([&] { return int(LoadRelaxed(counter) + 1) >= enough; },
+                         block_.What(layer, phase));
+      block_.words.reported[int(phase)].Arrive();
     }
     block_.Trace(layer, phase, StepEvent::kReported);
     __syncwarp();
