@@ -49,6 +49,8 @@ struct AttentionBlockArgs {
   int64_t window;                  // 0: none
   LinearPath path;                 // kDecode: one token per row
   bool kernels_are_ready = false;  // no kernel in front writes them, or has been waited for
+  NormedInput normed = {};         // with squares, x is times the norm's scale already
+  ScaledOutput<T> scaled = {};     // for a norm of y
 };
 
 // Activations of the block. Pieces whose lives do not meet share memory: q takes the place of the
@@ -132,7 +134,7 @@ void Attend(Stream stream, const AttentionBlockArgs<T>& args, const AttentionAct
 template <typename T>
 void ProjectHeads(Stream stream, const AttentionBlockArgs<T>& args, AttentionActivations<T>& at) {
   const AttentionSizes& sizes = args.sizes;
-  const LinearArgs<T> product{.x = at.normed,
+  const LinearArgs<T> product{.x = args.normed.squares ? args.x : at.normed,
                               .kernel = args.qkv_kernel,
                               .bias = args.qkv_bias,
                               .residual = nullptr,
@@ -144,7 +146,8 @@ void ProjectHeads(Stream stream, const AttentionBlockArgs<T>& args, AttentionAct
                               .activation = Activation::kNone,
                               .gated = false,
                               .path = args.path,
-                              .kernel_is_ready = true};
+                              .kernel_is_ready = true,
+                              .normed = args.normed};
   RotaryAppendArgs<T> append{.qkv = at.qkv,
                              .q_norm = args.q_norm,
                              .k_norm = args.k_norm,
@@ -179,7 +182,9 @@ template <typename T>
 void AttentionBlock(Stream stream, const AttentionBlockArgs<T>& args, Workspace workspace) {
   const AttentionSizes& sizes = args.sizes;
   AttentionActivations<T> at(workspace, sizes, args.path);
-  Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.kernels_are_ready);
+  if (!args.normed.squares) {
+    Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.kernels_are_ready);
+  }
   ProjectHeads(stream, args, at);
   Attend(stream, args, at);
   Linear(stream, LinearArgs<T>{.x = at.attended,
@@ -194,7 +199,8 @@ void AttentionBlock(Stream stream, const AttentionBlockArgs<T>& args, Workspace 
                                .activation = Activation::kNone,
                                .gated = false,
                                .path = args.path,
-                               .kernel_is_ready = true});
+                               .kernel_is_ready = true,
+                               .scaled = args.scaled});
 }
 
 }  // namespace eet

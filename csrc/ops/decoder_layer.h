@@ -10,6 +10,34 @@
 
 namespace eet {
 
+// What products leave for those behind a norm, at the same place of the workspace in all layers.
+template <typename T>
+struct NormPieces {
+  T* scaled;       // [tokens, hidden]
+  float* squares;  // [tokens, LinearSquaresLine(hidden)]
+
+  NormPieces(Workspace& workspace, const MlpSizes& sizes, LinearPath path) {
+    const int64_t tokens = path == LinearPath::kDecode && sizeof(T) == 2 ? sizes.tokens : 0;
+    scaled = workspace.Take<T>(tokens * sizes.hidden);
+    squares = workspace.Take<float>(tokens * LinearSquaresLine(sizes.hidden));
+  }
+};
+
+// The norm in the middle of a layer, where the products around it can do its work.
+template <typename T>
+void FuseNorm(AttentionBlockArgs<T>& attention, MlpBlockArgs<T>& mlp, const NormPieces<T>& pieces) {
+  const AttentionSizes& sizes = attention.sizes;
+  if (mlp.norm.kind != NormKind::kRms) return;
+  const int64_t parts =
+      LinearSquareParts<T>(mlp.path, sizes.hidden, sizes.q_size(),
+                           {attention.o_kernel, attention.o_bias, attention.residual, attention.y,
+                            mlp.norm.scale, pieces.scaled, mlp.up_kernel});
+  if (parts == 0) return;
+  attention.scaled = {mlp.norm.scale, pieces.scaled, pieces.squares};
+  mlp.x = pieces.scaled;
+  mlp.normed = {pieces.squares, parts, mlp.norm.eps};
+}
+
 // Runs the layer in place: attention.x, its y and both residuals are the residual stream.
 template <typename T>
 void DecoderLayer(Stream stream, AttentionBlockArgs<T> attention, MlpBlockArgs<T> mlp,
@@ -18,6 +46,7 @@ void DecoderLayer(Stream stream, AttentionBlockArgs<T> attention, MlpBlockArgs<T
   if (!parallel_residual) {
     attention.residual = mlp.x = mlp.residual = mlp.y = x;
     mlp.kernels_are_ready = true;  // the attention block has waited for all kernels in front
+    FuseNorm(attention, mlp, NormPieces<T>(workspace, mlp.sizes, mlp.path));
     AttentionBlock(stream, attention, workspace);
     MlpBlock(stream, mlp, workspace);
     return;
@@ -40,6 +69,9 @@ int64_t DecoderLayerWorkspace(const AttentionSizes& attention, const MlpSizes& m
   if (parallel_residual) {
     first.Take<T>(mlp.tokens * mlp.hidden);
     second.Take<T>(mlp.tokens * mlp.hidden);
+  } else {
+    NormPieces<T>(first, mlp, path);
+    NormPieces<T>(second, mlp, path);
   }
   AttentionActivations<T>(first, attention, path);
   MlpActivations<T>(second, mlp, path);

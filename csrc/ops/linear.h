@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "core/stream.h"
 #include "core/types.h"
@@ -15,6 +16,25 @@ namespace eet {
 enum class LinearPath : int64_t {
   kDecode,   // few rows: reads the kernel once at full bandwidth
   kPrefill,  // many rows: GEMMs on CUDA
+};
+
+// An RMS norm between two products needs no kernel of its own: the first also leaves y * scale and
+// sums of the squares of y; the second multiplies y * scale, and its sums by the reciprocal root
+// mean square, which is the same for all columns of a row. Only where LinearSquareParts says so.
+
+// Of the first product.
+template <typename Y>
+struct ScaledOutput {
+  const Y* scale = nullptr;  // [out]; nullptr: no norm follows
+  Y* scaled = nullptr;       // [rows, out]
+  float* squares = nullptr;  // [rows, LinearSquaresLine(out)]
+};
+
+// Of the second.
+struct NormedInput {
+  const float* squares = nullptr;  // [rows, LinearSquaresLine(in)]; nullptr: x is as it should be
+  int64_t parts = 0;               // sums of a row
+  float eps = 0.0f;
 };
 
 template <typename T, typename Y = T>
@@ -32,10 +52,22 @@ struct LinearArgs {
   // No kernel that this one may overtake writes `kernel`: it may be read before those in front have
   // ended. So it is behind any kernel that waits for them before it lets the next one start.
   bool kernel_is_ready = false;
+  NormedInput normed = {};
+  ScaledOutput<Y> scaled = {};
 };
 
 template <typename T, typename Y>
 void Linear(Stream stream, const LinearArgs<T, Y>& args);
+
+// Floats from one row's sums of squares to the next: at the most one for 16 outputs.
+constexpr int64_t LinearSquaresLine(int64_t out) { return (out + 127) / 128 * 8; }
+
+// In how many parts a product that is not gated leaves the squares of a row's outputs, for another
+// that norms them; 0 where the two cannot. It depends on sizes and on the device, and on whether
+// `operands` are aligned: what the two products and the norm read and write.
+template <typename T>
+int64_t LinearSquareParts(LinearPath path, int64_t out, int64_t in,
+                          std::initializer_list<const T*> operands);
 
 // Whether a product may have to be kept before it is finished: Hopper's own kernel keeps none.
 constexpr bool LinearNeedsScratch(LinearPath path, bool gated, bool has_activation,

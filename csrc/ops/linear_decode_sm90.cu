@@ -6,10 +6,17 @@ namespace eet {
 
 template <typename T, typename Y>
 void LinearDecodeSm90(Stream stream, const LinearArgs<T, Y>& args) {
-  LaunchLinearDecodeSm90<LinearDecodeOutputs<T, Y>>(
-      stream, args.x, args.kernel,
-      {.rows = args.rows, .in = args.in, .out = args.out, .kernel_is_ready = args.kernel_is_ready},
-      args);
+  LaunchLinearDecodeSm90<LinearDecodeOutputs<T, Y>>(stream, args.x, args.kernel,
+                                                    {.rows = args.rows,
+                                                     .in = args.in,
+                                                     .out = args.out,
+                                                     .kernel_is_ready = args.kernel_is_ready,
+                                                     .normed = args.normed},
+                                                    args);
+}
+
+int64_t LinearDecodeSm90Blocks(int64_t out, int64_t in) {
+  return LinearDecodeTiles(out) * LinearDecodeSplits(out, in);
 }
 
 template void LinearDecodeSm90(Stream, const LinearArgs<bfloat16>&);

@@ -10,4 +10,7 @@ namespace eet {
 template <typename T, typename Y>
 void LinearDecodeSm90(Stream stream, const LinearArgs<T, Y>& args);
 
+// How many blocks finish a row's outputs.
+int64_t LinearDecodeSm90Blocks(int64_t out, int64_t in);
+
 }  // namespace eet

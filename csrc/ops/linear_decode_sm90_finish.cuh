@@ -13,9 +13,9 @@ class LinearDecodeFinisher {
   using T = typename Shape::T;
   using Sums = LinearDecodeSums<Shape>;
 
-  // For a tile of which so many tokens exist.
-  __device__ LinearDecodeFinisher(LinearDecodeShared<Shape>& shared, int tokens)
-      : shared_(shared), tokens_(tokens) {}
+  // For a tile of which so many tokens exist, `normed` if those are to be.
+  __device__ LinearDecodeFinisher(LinearDecodeShared<Shape>& shared, int tokens, bool normed)
+      : shared_(shared), tokens_(tokens), normed_(normed) {}
 
   // Gives the other blocks their shares; by all consumers, whose sums are stored. Returns when
   // this block's share is there, from all.
@@ -36,8 +36,7 @@ class LinearDecodeFinisher {
   template <class Output>
   __device__ __forceinline__ void Finish(const Output& output, const LinearDecodePart& part,
                                          int64_t outs) const {
-    constexpr int kFours = Shape::kShare / 4;
-    const int64_t first_out = part.out + Shape::Rank() * Shape::kShare;
+    const int64_t first_out = FirstOut(part);
 #pragma unroll 4
     for (int i = threadIdx.x; i < tokens_ * kFours; i += Shape::kConsumers) {
       const int token = i / kFours, at = i % kFours * 4;
@@ -48,25 +47,60 @@ class LinearDecodeFinisher {
       if constexpr (Output::kAppends) {
         output.Store(row, shared_.slots[token], out, sums);
       } else {
-        output.Store(row, out, sums);
+        const float squares = output.Store(row, out, sums);
+        if (output.Squares()) Parts()[0][token][at] = squares;  // the sums there are done with
       }
+    }
+    if constexpr (!Output::kAppends) {
+      if (output.Squares()) StoreSquares(output.Squares(), part, outs);
     }
   }
 
  private:
-  // Adds four neighbours of a token's sums, in the order of the blocks.
+  static constexpr int kFours = Shape::kShare / 4;
+
+  // Of this block's share.
+  static __device__ __forceinline__ int64_t FirstOut(const LinearDecodePart& part) {
+    return part.out + Shape::Rank() * Shape::kShare;
+  }
+
+  // Of a share, from all blocks that divide the columns.
+  __device__ __forceinline__ Sums* Parts() const {
+    return Shape::kSplits == 1 ? shared_.sums : shared_.received;
+  }
+
+  // Adds what Finish has left of each token: one part for each block. By all consumers.
+  __device__ __forceinline__ void StoreSquares(float* squares, const LinearDecodePart& part,
+                                               int64_t outs) const {
+    WaitAtBarrier<Shape::kConsumers>(1);
+    const int token = threadIdx.x;
+    if (token >= tokens_) return;
+    const int64_t first_out = FirstOut(part);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      if (first_out + 4 * i < outs) sum += Parts()[0][token][4 * i];
+    }
+    squares[(part.token + token) * LinearSquaresLine(outs) + blockIdx.x] = sum;
+  }
+
+  // Adds four neighbours of a token's sums, in the order of the blocks, and norms them.
   __device__ __forceinline__ void Add(int token, int at, float (&sums)[4]) const {
-    const Sums* parts = Shape::kSplits == 1 ? shared_.sums : shared_.received;
+    const Sums* parts = Parts();
 #pragma unroll
     for (int split = 0; split < Shape::kSplits; ++split) {
       const auto part = *reinterpret_cast<const Neighbours<float, 4>*>(&parts[split][token][at]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[i] += part.values[i];
     }
+    if (!normed_) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i] *= shared_.inverse[token];
   }
 
   LinearDecodeShared<Shape>& shared_;
   const int tokens_;
+  const bool normed_;
 };
 
 }  // namespace eet

@@ -17,6 +17,7 @@
 
 #include "core/lanes.cuh"
 #include "ops/linear_decode_sm90_finish.cuh"
+#include "ops/linear_decode_sm90_norm.cuh"
 
 namespace eet {
 
@@ -163,6 +164,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       const int token = threadIdx.x;
       if (token < tokens) shared.slots[token] = output.SlotOf(part.token + token);
     }
+    const bool normed = Shape::kNorms && sizes.normed.squares;
+    if (normed) {
+      WaitForKernelsBefore();
+      FindInverses(sizes, part.token, tokens, shared);
+    }
     LinearDecodeMultiplier<Shape> multiplier(shared, group);
     typename LinearDecodeMultiplier<Shape>::Sums sums = {};
     Pin(sums);  // products add to registers, not to what the compiler knows of them
@@ -172,7 +178,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     FenceSharedCopies();
     WaitAtBarrier<Shape::kConsumers>(1);
     if constexpr (kInCluster) Cluster::Wait();
-    const LinearDecodeFinisher<Shape> finisher(shared, tokens);
+    const LinearDecodeFinisher<Shape> finisher(shared, tokens, normed);
     finisher.Exchange();
     if constexpr (kInCluster) Cluster::Arrive();  // nobody sends to this block any more
     WaitForKernelsBefore();                       // for the residual

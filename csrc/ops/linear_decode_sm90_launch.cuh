@@ -7,6 +7,12 @@
 
 namespace eet {
 
+// Tiles of outputs.
+inline int64_t LinearDecodeTiles(int64_t out) {
+  constexpr int kOuts = 128;
+  return (out + kOuts - 1) / kOuts;
+}
+
 template <class Shape, class Output>
 void LaunchLinearDecode(Stream stream, const typename Shape::T* x, const typename Shape::T* kernel,
                         const LinearDecodeSizes& sizes, const typename Output::Args& args) {
@@ -23,8 +29,7 @@ void LaunchLinearDecode(Stream stream, const typename Shape::T* x, const typenam
   if (!make(&maps.weights, kernel, sizes.out, Shape::kOuts)) return;
   const auto run = LinearDecodeSm90Kernel<Shape, Output>;
   cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  const int64_t tiles = (sizes.out + Shape::kOuts - 1) / Shape::kOuts;
-  const dim3 grid(unsigned(tiles * Shape::kSplits),
+  const dim3 grid(unsigned(LinearDecodeTiles(sizes.out) * Shape::kSplits),
                   unsigned((sizes.rows + Shape::kTokens - 1) / Shape::kTokens));
   LaunchEarly(run,
               {.grid = grid,
@@ -37,8 +42,8 @@ void LaunchLinearDecode(Stream stream, const typename Shape::T* x, const typenam
 // How many blocks divide the columns of a tile of outputs: so many that nine tenths of the
 // multiprocessors have a block, as far as a cluster and the columns allow.
 inline int LinearDecodeSplits(int64_t out, int64_t in) {
-  constexpr int kMost = 8, kOuts = 128, kCols = 64;
-  const int64_t tiles = (out + kOuts - 1) / kOuts, enough = Multiprocessors() * 9 / 10;
+  constexpr int kMost = 8, kCols = 64;
+  const int64_t tiles = LinearDecodeTiles(out), enough = Multiprocessors() * 9 / 10;
   int splits = 1;
   while (splits < kMost && tiles * splits < enough && 2 * splits * kCols <= in) splits *= 2;
   return splits;

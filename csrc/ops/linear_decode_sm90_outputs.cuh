@@ -26,6 +26,7 @@ class LinearDecodeOutputs {
  public:
   using Args = LinearArgs<T, Y>;
   static constexpr bool kAppends = false;
+  static constexpr bool kScales = std::is_same_v<T, bfloat16> && std::is_same_v<Y, T>;
 
   __device__ explicit LinearDecodeOutputs(const Args& args) : args_(args) {
     const auto bits = reinterpret_cast<uintptr_t>(args.y) |
@@ -34,37 +35,62 @@ class LinearDecodeOutputs {
     in_fours_ = args.out % 4 == 0 && bits % 16 == 0;
   }
 
-  // Of row `row` from output `out` on, a multiple of four.
-  __device__ __forceinline__ void Store(int64_t row, int64_t out, float (&sums)[4]) const {
+  // Where sums of the squares of outputs go, for a norm that follows; nullptr: there is none.
+  __device__ float* Squares() const { return kScales ? args_.scaled.squares : nullptr; }
+
+  // Of row `row` from output `out` on, a multiple of four. Where a norm follows, returns the sum of
+  // their squares.
+  __device__ __forceinline__ float Store(int64_t row, int64_t out, float (&sums)[4]) const {
     if (in_fours_) return StoreFour(row, out, sums);
     StorePair(args_, row, out, sums[0], sums[1]);
     if (out + 2 < args_.out) StorePair(args_, row, out + 2, sums[2], sums[3]);
+    return 0.0f;
   }
 
  private:
-  __device__ __forceinline__ void StoreFour(int64_t row, int64_t out, float (&sums)[4]) const {
+  __device__ __forceinline__ float StoreFour(int64_t row, int64_t out, float (&sums)[4]) const {
     AddBias(args_.bias, out, sums);
     const int64_t at = row * args_.out + out;
     if (args_.gated) {
-      return Finish(at / 2, {Activate(args_.activation, sums[0]) * sums[1],
-                             Activate(args_.activation, sums[2]) * sums[3]});
+      Finish<2>(at / 2, {Activate(args_.activation, sums[0]) * sums[1],
+                         Activate(args_.activation, sums[2]) * sums[3]});
+      return 0.0f;
     }
     if (args_.activation != Activation::kNone) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[i] = Activate(args_.activation, sums[i]);
     }
-    Finish(at, sums);
+    const Neighbours<Y, 4> y = Finish(at, sums);
+    return Squares() ? Scale(at, out, y) : 0.0f;
   }
 
-  // Adds the residual and stores. `at`: of the first in y.
+  // Adds the residual and stores; returns what it has stored. `at`: of the first in y.
   template <int kCount>
-  __device__ __forceinline__ void Finish(int64_t at, const float (&values)[kCount]) const {
+  __device__ __forceinline__ Neighbours<Y, kCount> Finish(int64_t at,
+                                                          const float (&values)[kCount]) const {
     using Pack = Neighbours<Y, kCount>;
     Pack residual = {}, result;
     if (args_.residual) residual = *reinterpret_cast<const Pack*>(args_.residual + at);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) result.values[i] = Y(values[i] + float(residual.values[i]));
     *reinterpret_cast<Pack*>(args_.y + at) = result;
+    return result;
+  }
+
+  // Stores outputs times the scale of the norm that follows; returns the sum of their squares.
+  __device__ __forceinline__ float Scale(int64_t at, int64_t out, const Neighbours<Y, 4>& y) const {
+    using Pack = Neighbours<Y, 4>;
+    const Pack scale = *reinterpret_cast<const Pack*>(args_.scaled.scale + out);
+    Pack scaled;
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float value = float(y.values[i]);
+      scaled.values[i] = Y(value * float(scale.values[i]));
+      squares += value * value;
+    }
+    *reinterpret_cast<Pack*>(args_.scaled.scaled + at) = scaled;
+    return squares;
   }
 
   const Args& args_;

@@ -19,6 +19,7 @@ struct LinearDecodeShape {
   static constexpr int kSplits = kSplits_;  // blocks that divide the columns of a tile
   static constexpr int kGroups = 2, kOuts = kGroups * kGroupRows;
   static constexpr int kCols = 64, kSpan = kCols * sizeof(T);  // of a stage
+  static constexpr bool kNorms = std::is_same_v<T, bfloat16>;  // as LinearSquareParts has it
   static constexpr int kWeightBytes = kOuts * kSpan, kTokenBytes = kTokens * kSpan;
 
   // A block finishes its share of the outputs, from the sums of all. Floats from one token's sums
@@ -58,6 +59,7 @@ struct LinearDecodeShared {
   // Of this block's share, from all blocks that divide the columns.
   LinearDecodeSums<Shape> received[Shape::kSplits > 1 ? Shape::kSplits : 0];
   int64_t slots[Shape::kTokens];  // in the cache, where outputs are appended to it
+  float inverse[Shape::kTokens];  // reciprocal root mean squares, of tokens that are to be normed
   Barrier full[Shape::kStages], empty[Shape::kStages], all_received;
 
   // Where this block's sums of a share go: those of its own need not be sent.
@@ -73,6 +75,7 @@ struct LinearDecodeShared {
 struct LinearDecodeSizes {
   int64_t rows, in, out;
   bool kernel_is_ready;  // as LinearArgs has it
+  NormedInput normed;    // likewise
 };
 
 // A block's part of a product.

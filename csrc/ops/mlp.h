@@ -22,6 +22,8 @@ struct MlpArgs {
   bool gated;
   LinearPath path;
   bool kernels_are_ready = false;  // as LinearArgs::kernel_is_ready
+  NormedInput normed = {};         // of up
+  ScaledOutput<T> scaled = {};     // of down
 };
 
 template <typename T>
@@ -38,7 +40,8 @@ void Mlp(Stream stream, const MlpArgs<T>& args) {
                                .activation = args.activation,
                                .gated = args.gated,
                                .path = args.path,
-                               .kernel_is_ready = args.kernels_are_ready});
+                               .kernel_is_ready = args.kernels_are_ready,
+                               .normed = args.normed});
   Linear(stream, LinearArgs<T>{.x = args.intermediate,
                                .kernel = args.down_kernel,
                                .bias = args.down_bias,
@@ -51,7 +54,8 @@ void Mlp(Stream stream, const MlpArgs<T>& args) {
                                .activation = Activation::kNone,
                                .gated = false,
                                .path = args.path,
-                               .kernel_is_ready = true});
+                               .kernel_is_ready = true,
+                               .scaled = args.scaled});
 }
 
 }  // namespace eet

@@ -31,6 +31,8 @@ struct MlpBlockArgs {
   Activation activation;
   LinearPath path;
   bool kernels_are_ready = false;  // no kernel in front writes them, or has been waited for
+  NormedInput normed = {};         // with squares, x is times the norm's scale already
+  ScaledOutput<T> scaled = {};     // for a norm of y
 };
 
 template <typename T>
@@ -52,8 +54,10 @@ template <typename T>
 void MlpBlock(Stream stream, const MlpBlockArgs<T>& args, Workspace workspace) {
   const MlpSizes& sizes = args.sizes;
   const MlpActivations<T> at(workspace, sizes, args.path);
-  Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.kernels_are_ready);
-  Mlp(stream, MlpArgs<T>{.x = at.normed,
+  if (!args.normed.squares) {
+    Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.kernels_are_ready);
+  }
+  Mlp(stream, MlpArgs<T>{.x = args.normed.squares ? args.x : at.normed,
                          .up_kernel = args.up_kernel,
                          .up_bias = args.up_bias,
                          .down_kernel = args.down_kernel,
@@ -68,7 +72,9 @@ void MlpBlock(Stream stream, const MlpBlockArgs<T>& args, Workspace workspace) {
                          .activation = args.activation,
                          .gated = sizes.gated,
                          .path = args.path,
-                         .kernels_are_ready = true});
+                         .kernels_are_ready = true,
+                         .normed = args.normed,
+                         .scaled = args.scaled});
 }
 
 }  // namespace eet

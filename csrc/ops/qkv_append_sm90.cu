@@ -53,7 +53,8 @@ static bool AppendFew(Stream stream, const LinearArgs<T>& product,
                                       {.rows = product.rows,
                                        .in = product.in,
                                        .out = product.out,
-                                       .kernel_is_ready = product.kernel_is_ready},
+                                       .kernel_is_ready = product.kernel_is_ready,
+                                       .normed = product.normed},
                                       {.bias = product.bias, .append = append});
   return true;
 }
