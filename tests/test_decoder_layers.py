@@ -37,8 +37,10 @@ KINDS = {name: Case(options(eps=0.5), **sizes) for name, sizes in SIZES.items()}
 
 
 def decode_operands(rng, case, dtype, batch):
-    """For a token of each row, every one at another position; and one more without a row."""
-    spans = [(row, row * 5 % 19, 1) for row in range(batch - 1)] + [(-1, 3, 1)]
+    """For a token of each row, at positions of their own; of several, the last has no row."""
+    spans = [(row, (row * 5 + 2) % 19, 1) for row in range(batch)]
+    if batch > 1:
+        spans[-1] = (-1, 3, 1)
     parts = [make_operands(rng, case, dtype, spans) for _ in range(2)]
     layers = lambda *stacks: jnp.concatenate(stacks)[:LAYERS]  # noqa: E731
     attention, mlp = (

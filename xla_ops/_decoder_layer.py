@@ -29,7 +29,8 @@ def decoder_layer(
     Args:
         x: `[at least tokens, hidden]`, the residual stream, float32, bfloat16 or float16, the dtype
             of weights and cache. Rows beyond the tokens stay as they are.
-        workspace: `[bytes]` uint8, of ``workspace_bytes``; what it holds before does not matter.
+        workspace: `[bytes]` uint8, of ``workspace_bytes``; what it holds before does not matter,
+            unless the options say ``consecutive``.
         layer: of the stacked weights and of the cache.
         implementation: None or "native" for the kernels, "reference" for plain JAX.
 

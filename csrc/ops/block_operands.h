@@ -31,7 +31,7 @@ struct BlockAttributes {
   float eps, scale, soft_cap;
   bool gated, decode, parallel_residual;
   bool pooled;       // on the GPU, state must lie in the memory of a live pool
-  bool consecutive;  // another layer's kernels are in front, which had the same weights
+  bool consecutive;  // the layer before is in front, with the same weights and workspace
 };
 
 template <typename T>

@@ -23,30 +23,62 @@ struct NormPieces {
   }
 };
 
+// Where a layer stands in a row of layers, each with what the one before leaves as its input.
+template <typename T>
+struct LayerPlace {
+  bool follows;         // the call in front was that of the layer before, with this workspace
+  const T* next_scale;  // of the next layer's first norm; nullptr: this is the last layer
+};
+
+// Has a block read what the product in front leaves for it.
+template <typename T, class Block>
+void TakeNormed(Block& block, const NormPieces<T>& pieces, int64_t parts) {
+  block.x = pieces.scaled;
+  block.normed = {.squares = pieces.squares, .parts = parts, .eps = block.norm.eps};
+}
+
 // The norm in the middle of a layer, where the products around it can do its work.
 template <typename T>
-void FuseNorm(AttentionBlockArgs<T>& attention, MlpBlockArgs<T>& mlp, const NormPieces<T>& pieces) {
-  const AttentionSizes& sizes = attention.sizes;
-  if (mlp.norm.kind != NormKind::kRms) return;
+void FuseMiddleNorm(AttentionBlockArgs<T>& attention, MlpBlockArgs<T>& mlp,
+                    const NormPieces<T>& pieces) {
+  const T* scale = mlp.norm.scale;
   const int64_t parts =
-      LinearSquareParts<T>(mlp.path, sizes.hidden, sizes.q_size(),
+      LinearSquareParts<T>(mlp.path, mlp.sizes.hidden, attention.sizes.q_size(),
                            {attention.o_kernel, attention.o_bias, attention.residual, attention.y,
-                            mlp.norm.scale, pieces.scaled, mlp.up_kernel});
+                            scale, pieces.scaled, mlp.up_kernel});
   if (parts == 0) return;
-  attention.scaled = {mlp.norm.scale, pieces.scaled, pieces.squares};
-  mlp.x = pieces.scaled;
-  mlp.normed = {pieces.squares, parts, mlp.norm.eps};
+  attention.scaled = {.scale = scale, .scaled = pieces.scaled, .squares = pieces.squares};
+  TakeNormed(mlp, pieces, parts);
+}
+
+// The norm between two layers, likewise. Both find the same: their sizes are the same, and so are
+// the arrays that their weights are slices of.
+template <typename T>
+void FuseNormBetween(AttentionBlockArgs<T>& attention, MlpBlockArgs<T>& mlp,
+                     const LayerPlace<T>& place, const NormPieces<T>& pieces) {
+  const int64_t parts =
+      LinearSquareParts<T>(mlp.path, mlp.sizes.hidden, mlp.sizes.intermediate,
+                           {mlp.down_kernel, mlp.down_bias, mlp.residual, mlp.y,
+                            attention.norm.scale, pieces.scaled, attention.qkv_kernel});
+  if (parts == 0) return;
+  if (place.follows) TakeNormed(attention, pieces, parts);
+  if (!place.next_scale) return;
+  mlp.scaled = {.scale = place.next_scale, .scaled = pieces.scaled, .squares = pieces.squares};
 }
 
 // Runs the layer in place: attention.x, its y and both residuals are the residual stream.
 template <typename T>
 void DecoderLayer(Stream stream, AttentionBlockArgs<T> attention, MlpBlockArgs<T> mlp,
-                  bool parallel_residual, Workspace workspace) {
+                  bool parallel_residual, const LayerPlace<T>& place, Workspace workspace) {
   T* x = attention.y;
   if (!parallel_residual) {
     attention.residual = mlp.x = mlp.residual = mlp.y = x;
     mlp.kernels_are_ready = true;  // the attention block has waited for all kernels in front
-    FuseNorm(attention, mlp, NormPieces<T>(workspace, mlp.sizes, mlp.path));
+    const NormPieces<T> pieces(workspace, mlp.sizes, mlp.path);
+    if (mlp.norm.kind == NormKind::kRms) {
+      FuseMiddleNorm(attention, mlp, pieces);
+      FuseNormBetween(attention, mlp, place, pieces);
+    }
     AttentionBlock(stream, attention, workspace);
     MlpBlock(stream, mlp, workspace);
     return;

@@ -3,6 +3,15 @@
 
 namespace eet {
 
+// `scales`: of the layers' first norms.
+template <typename T>
+static LayerPlace<T> PlaceOf(const BlockAttributes& attrs, const ffi::AnyBuffer& scales) {
+  const auto sizes = scales.dimensions();  // layers, hidden
+  const int64_t next = attrs.layer + 1;
+  return {.follows = attrs.consecutive,
+          .next_scale = next < sizes[0] ? Data<T>(scales) + next * sizes[1] : nullptr};
+}
+
 // Operands: x, attention weights, feed-forward weights, cache and tokens, workspace.
 // Results: x, k, v, workspace, all in place. x may have more rows than there are tokens.
 static ffi::Error DecoderLayerHandler(Stream stream, ffi::RemainingArgs args,
@@ -28,7 +37,8 @@ static ffi::Error DecoderLayerHandler(Stream stream, ffi::RemainingArgs args,
     }
     if (ffi::Error error = CheckState(args, results, attrs); error.failure()) return error;
     if (attention.sizes.tokens > 0) {
-      DecoderLayer(stream, attention, mlp, attrs.parallel_residual, *workspace);
+      const auto place = PlaceOf<T>(attrs, *args.get<ffi::AnyBuffer>(1));
+      DecoderLayer(stream, attention, mlp, attrs.parallel_residual, place, *workspace);
     }
     return LaunchStatus();
   });
