@@ -5,18 +5,10 @@
 // biases, rotation, the residual stream, the moments of the norm. What nobody waits for comes last.
 #pragma once
 
+#include "ops/activation.cuh"
 #include "ops/decode_step_block.cuh"
 
 namespace eet {
-
-// All activations in one place: inlined, they would fill the instruction cache.
-inline __device__ __noinline__ float ActivateOnce(Activation activation, float x) {
-  return Activate(activation, x);
-}
-
-__device__ __forceinline__ float ActivateFast(Activation activation, float x) {
-  return activation == Activation::kSilu ? x * Sigmoid(x) : ActivateOnce(activation, x);
-}
 
 template <typename T>
 class Finisher {

@@ -1,6 +1,7 @@
 // What linear for few rows on Hopper makes of its sums, four neighbours at a time.
 #pragma once
 
+#include "ops/activation.cuh"
 #include "ops/linear_decode_sm90_shape.cuh"
 
 namespace eet {
@@ -42,8 +43,7 @@ class LinearDecodeOutputs {
   // their squares.
   __device__ __forceinline__ float Store(int64_t row, int64_t out, float (&sums)[4]) const {
     if (in_fours_) return StoreFour(row, out, sums);
-    StorePair(args_, row, out, sums[0], sums[1]);
-    if (out + 2 < args_.out) StorePair(args_, row, out + 2, sums[2], sums[3]);
+    StorePairs(args_, row, out, sums[0], sums[1], sums[2], sums[3]);
     return 0.0f;
   }
 
@@ -52,16 +52,24 @@ class LinearDecodeOutputs {
     AddBias(args_.bias, out, sums);
     const int64_t at = row * args_.out + out;
     if (args_.gated) {
-      Finish<2>(at / 2, {Activate(args_.activation, sums[0]) * sums[1],
-                         Activate(args_.activation, sums[2]) * sums[3]});
+      Finish<2>(at / 2, {ActivateFast(args_.activation, sums[0]) * sums[1],
+                         ActivateFast(args_.activation, sums[2]) * sums[3]});
       return 0.0f;
     }
     if (args_.activation != Activation::kNone) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i] = Activate(args_.activation, sums[i]);
+      for (int i = 0; i < 4; ++i) sums[i] = ActivateFast(args_.activation, sums[i]);
     }
     const Neighbours<Y, 4> y = Finish(at, sums);
     return Squares() ? Scale(at, out, y) : 0.0f;
+  }
+
+  // For odd sizes and addresses; apart from the code that usually runs.
+  __device__ __noinline__ static void StorePairs(const Args& args, int64_t row, int64_t out,
+                                                 float first, float second, float third,
+                                                 float fourth) {
+    StorePair(args, row, out, first, second);
+    if (out + 2 < args.out) StorePair(args, row, out + 2, third, fourth);
   }
 
   // Adds the residual and stores; returns what it has stored. `at`: of the first in y.
