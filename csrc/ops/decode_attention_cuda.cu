@@ -29,7 +29,7 @@ static void LaunchStream(cudaStream_t stream, const DecodeAttentionArgs<T>& args
 template <int kSplits, int kDim, typename T>
 static void LaunchMma(cudaStream_t stream, const DecodeAttentionArgs<T>& args) {
   if constexpr (kDim % kChunkColumns == 0) {
-    if (CopyEngineTakes(args)) {
+    if (CopyEngineTakes<kDim>(args)) {
       CacheMaps maps;
       if (!MakeCacheMaps<kDim>(&maps, args)) return;
       return LaunchStream<OrderedKeys<T, kDim, kSplits>>(stream, args, maps);

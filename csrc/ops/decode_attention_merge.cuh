@@ -13,8 +13,6 @@ namespace eet {
 
 constexpr int kMergeWarps = 8;
 constexpr int kMergeColumns = 2 * kWarpSize;  // of a warp
-constexpr int kMergeAtOnce = 8;               // parts whose sums are loaded together
-constexpr int kMergeHeads = 4;                // that a warp merges together
 constexpr int kFewParts = 16;
 
 // Whether no row can have many parts: then there is no kernel for them.
@@ -25,10 +23,11 @@ EET_HOST_DEVICE bool HasFewParts(const DecodeAttentionArgs<T>& args) {
 
 // This lane's columns of some parts, of which `left` there are. Other blocks have written them,
 // maybe just now.
+template <int kCount>
 __device__ __forceinline__ void LoadSums(const float* sums, int64_t head_dim, int left,
-                                         float2 (&batch)[kMergeAtOnce]) {
+                                         float2 (&batch)[kCount]) {
 #pragma unroll
-  for (int i = 0; i < kMergeAtOnce; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     batch[i] = {};
     if (i < left) batch[i] = __ldcg(reinterpret_cast<const float2*>(sums + i * head_dim));
   }
@@ -38,11 +37,15 @@ __device__ __forceinline__ void LoadSums(const float* sums, int64_t head_dim, in
 // its columns of the first parts. A part is kSplits of a run's splits: one, or all.
 template <int kSplits>
 struct HeadParts {
-  static constexpr int kParts = kRunSplits / kSplits;  // of a run
+  static constexpr int kParts = kRunSplits / kSplits;    // of a run
+  static constexpr int kAtOnce = kSplits == 1 ? 16 : 8;  // parts whose sums are loaded together
+  static constexpr int kHeads = 32 / kAtOnce;            // that a warp merges together
 
   const float* sums;  // from this lane's first column on
   SoftmaxState states[kParts];
-  float2 first[kMergeAtOnce];
+  float2 first[kAtOnce];
+
+  HeadParts() = default;
 
   __device__ __forceinline__ HeadParts(const Partial& partials, int count, int64_t head_dim,
                                        int col) {
@@ -102,21 +105,21 @@ template <int kSplits>
 __device__ __forceinline__ float2 MergeColumns(const HeadParts<kSplits>& parts, int count,
                                                int64_t head_dim) {
   const PartFactors<kSplits> factors(parts.states);
+  constexpr int kParts = HeadParts<kSplits>::kParts, kAtOnce = HeadParts<kSplits>::kAtOnce;
   const float* sums = parts.sums;
-  float2 batch[kMergeAtOnce], next[kMergeAtOnce], total{};
+  float2 batch[kAtOnce], next[kAtOnce], total{};
 #pragma unroll
-  for (int i = 0; i < kMergeAtOnce; ++i) batch[i] = parts.first[i];
+  for (int i = 0; i < kAtOnce; ++i) batch[i] = parts.first[i];
 #pragma unroll 1
-  for (int first = 0; first < count; first += kMergeAtOnce) {
-    sums += kMergeAtOnce * head_dim;
-    LoadSums(sums, head_dim, count - first - kMergeAtOnce, next);
-    constexpr int kParts = HeadParts<kSplits>::kParts;
+  for (int first = 0; first < count; first += kAtOnce) {
+    sums += kAtOnce * head_dim;
+    LoadSums(sums, head_dim, count - first - kAtOnce, next);
 #pragma unroll
-    for (int i = 0; i < kMergeAtOnce; i += kParts) {
+    for (int i = 0; i < kAtOnce; i += kParts) {
       factors.Add((first + i) / kParts, batch + i, total);
     }
 #pragma unroll
-    for (int i = 0; i < kMergeAtOnce; ++i) batch[i] = next[i];
+    for (int i = 0; i < kAtOnce; ++i) batch[i] = next[i];
   }
   return total;
 }
@@ -150,12 +153,12 @@ __device__ __noinline__ void MergeHeads(const DecodeAttentionArgs<T>& args, int6
   for (int first_col = 0; first_col < args.head_dim; first_col += kMergeColumns) {
     const int col = first_col + 2 * LaneId();
 #pragma unroll 1
-    for (int head = 0; head < heads; head += kMergeHeads) {
-      static_assert(kMergeHeads == 4);
-      const Parts parts[kMergeHeads] = {load(head, col), load(head + 1, col), load(head + 2, col),
-                                        load(head + 3, col)};
+    for (int head = 0; head < heads; head += Parts::kHeads) {
+      Parts parts[Parts::kHeads];
 #pragma unroll
-      for (int i = 0; i < kMergeHeads; ++i) {
+      for (int i = 0; i < Parts::kHeads; ++i) parts[i] = load(head + i, col);
+#pragma unroll
+      for (int i = 0; i < Parts::kHeads; ++i) {
         const float2 merged = MergeColumns<kSplits>(parts[i], count, args.head_dim);
         if (head + i < heads) StoreMerged(args, token, first_head + head + i, col, merged);
       }

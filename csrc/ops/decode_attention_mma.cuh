@@ -53,8 +53,8 @@ class ItemAttender {
       const int events = Uniform(tile.events);
       if (!(events & StreamTile::kExists)) return;
       if (events & StreamTile::kBeginsItem) heads = LoadHeads(tile);
-      stream_.Await(tile, stage, parity);
-      Attend(tile, heads, stream_.Keys(stage), stream_.Values(stage), split);
+      stream_.Await(tile, events, stage, parity);
+      Attend(tile, events, heads, stream_.Keys(stage), stream_.Values(stage), split);
       if (!(events & StreamTile::kEndsSplit)) continue;
       EndSplit(split);
       Merge(split, run);
@@ -82,9 +82,10 @@ class ItemAttender {
     SoftmaxState softmax[2];  // of a split under way, sums over this lane's keys only
   };
 
-  // This lane's scores or weights of a tile: element 2 * i + j is of key 8 * i + group and head
-  // pair + j.
+  // This lane's scores or weights of sixteen keys: element 2 * i + j is of key 8 * i + group and
+  // head pair + j.
   using Scores = float[4];
+  static constexpr int kHalves = Stream::kKeys / 16;
 
   __device__ Heads LoadHeads(const StreamTile& tile) const {
     Heads heads;
@@ -107,12 +108,15 @@ class ItemAttender {
     return (tile.token * args_.heads + tile.first_head + group_) * args_.head_dim;
   }
 
-  __device__ void Attend(const StreamTile& tile, const Heads& heads, const Tile& keys,
+  __device__ void Attend(const StreamTile& tile, int events, const Heads& heads, const Tile& keys,
                          const Tile& values, Output& output) const {
-    Scores scores = {};
-    Score(keys, heads, scores);
-    ToWeights(tile, heads, scores, output);
-    AddValues(values, scores, output);
+    Scores scores[kHalves] = {};
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) Score(keys, half, heads, scores[half]);
+    Finish(tile, events, heads, scores);
+    ToWeights(scores, output);
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) AddValues(values, half, scores[half], output);
   }
 
   __device__ void EndSplit(Output& output) const {
@@ -135,49 +139,79 @@ class ItemAttender {
   }
 
   // In two sums, so that products need not wait for each other.
-  __device__ void Score(const Tile& keys, const Heads& heads, Scores& scores) const {
+  __device__ void Score(const Tile& keys, int half, const Heads& heads, Scores& scores) const {
     Scores more = {};
 #pragma unroll
     for (int n = 0; n < kDim / 16; ++n) {
       uint32_t a[4];
-      LoadMatrices(a, keys.Chunk(lane_ % 16, 2 * n + lane_ / 16));
+      LoadMatrices(a, keys.Chunk(16 * half + lane_ % 16, 2 * n + lane_ / 16));
       MmaM16N8K16(n % 2 ? more : scores, a, heads.columns[n], kType);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) scores[i] += more[i];
   }
 
-  // From products to weights, and all before in proportion.
-  __device__ void ToWeights(const StreamTile& tile, const Heads& heads, Scores& scores,
-                            Output& output) const {
+  // From products to scores.
+  __device__ void Finish(const StreamTile& tile, int events, const Heads& heads,
+                         Scores (&scores)[kHalves]) const {
+    const auto for_each = [&](const auto& f) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = tile.key + i / 2 * 8 + group_;
-      scores[i] = eet::Score(scores[i], args_.scale, args_.soft_cap);
-      scores[i] += AlibiTerm(heads.slopes[i % 2], key, tile.position);
-      if (!tile.Contains(key)) scores[i] = -INFINITY;
+      for (int i = 0; i < 4 * kHalves; ++i) {
+        f(scores[i / 4][i % 4], i % 2, i / 4 * 16 + i % 4 / 2 * 8 + group_);
+      }
+    };
+    if (args_.soft_cap == 0.0f && !args_.alibi_slopes) {
+      const float scale = args_.scale * kLog2E;
+      for_each([&](float& score, int, int) { score *= scale; });
+    } else {
+      for_each([&](float& score, int head, int key) {
+        score = eet::Score(score, args_.scale, args_.soft_cap) +
+                AlibiTerm(heads.slopes[head], tile.key + key, tile.position);
+      });
     }
+    if (events & StreamTile::kIsWhole) return;
+    for_each([&](float& score, int, int key) {
+      if (!tile.Contains(tile.key + key)) score = -INFINITY;
+    });
+  }
+
+  // From scores to weights, and all before in proportion.
+  __device__ void ToWeights(Scores (&scores)[kHalves], Output& output) const {
+    float factors[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
+      float largest = -INFINITY;
+#pragma unroll
+      for (Scores& half : scores) largest = fmaxf(largest, fmaxf(half[j], half[2 + j]));
       SoftmaxState& softmax = output.softmax[j];
-      const float factor = softmax.Raise(AcrossKeys<Max>(fmaxf(scores[j], scores[2 + j])));
+      factors[j] = softmax.Raise(AcrossKeys<Max>(largest));
 #pragma unroll
-      for (int i = j; i < 4; i += 2) {
-        scores[i] = softmax.Weight(scores[i]);
-        softmax.sum += scores[i];
+      for (Scores& half : scores) {
 #pragma unroll
-        for (int n = 0; n < kDim / 16; ++n) output.sums[n][i] *= factor;
+        for (int i = j; i < 4; i += 2) {
+          half[i] = softmax.Weight(half[i]);
+          softmax.sum += half[i];
+        }
       }
+    }
+    // As a rule no maximum rises.
+    if (!__any_sync(kFullMask, factors[0] != 1.0f || factors[1] != 1.0f)) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int n = 0; n < kDim / 16; ++n) output.sums[n][i] *= factors[i % 2];
     }
   }
 
-  __device__ void AddValues(const Tile& values, const Scores& weights, Output& output) const {
+  __device__ void AddValues(const Tile& values, int half, const Scores& weights,
+                            Output& output) const {
     const uint32_t b[2] = {TransposeMatrix(PackPair(weights[0], weights[1], kType)),
                            TransposeMatrix(PackPair(weights[2], weights[3], kType))};
 #pragma unroll
     for (int n = 0; n < kDim / 16; ++n) {
       uint32_t a[4];
-      LoadMatricesTransposed(a, values.Chunk(lane_ / 16 * 8 + lane_ % 8, 2 * n + lane_ / 8 % 2));
+      LoadMatricesTransposed(
+          a, values.Chunk(16 * half + lane_ / 16 * 8 + lane_ % 8, 2 * n + lane_ / 8 % 2));
       MmaM16N8K16(output.sums[n], a, b, kType);
     }
   }

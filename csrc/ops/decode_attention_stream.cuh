@@ -9,23 +9,24 @@
 
 namespace eet {
 
-constexpr int kStreamKeys = 16;  // of a tile
-
 // 64 KiB of tiles a block, 48 for 96 columns: a GPU of 100 KiB holds one, Hopper three. Half of
 // them under way are more than a multiprocessor needs to have its share of the memory's bandwidth.
+// What counts is a warp's instructions: it issues one in about seven cycles. So tiles are large,
+// that they have few.
 template <int kDim>
 struct StreamShape {
   static constexpr int kWarps = kDim <= 128 ? 4 : 2;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kBlocks = 3;  // that registers leave room for
-  static constexpr int kStages = kDim <= 64 ? 4 : 2;
-  static constexpr int kTile = kStreamKeys * kDim;  // elements, of keys or of values
+  static constexpr int kStages = 2;
+  static constexpr int kKeys = kDim <= 64 ? 32 : 16;  // of a tile
+  static constexpr int kTile = kKeys * kDim;          // elements, of keys or of values
 };
 
 // What a tile is, for who multiplies it. In shared memory beside the tile, as the stream is ahead.
 struct alignas(16) StreamTile {
   // What comes about with it; without kExists there is no tile.
-  static constexpr int kExists = 1, kBeginsItem = 2, kEndsSplit = 4, kEndsItem = 8;
+  static constexpr int kExists = 1, kBeginsItem = 2, kEndsSplit = 4, kEndsItem = 8, kIsWhole = 16;
 
   int events;
   int token, position;
@@ -38,7 +39,8 @@ struct alignas(16) StreamTile {
 };
 
 // The tiles of a warp's items, one after the other.
-template <typename T, int kSplits>
+// Of kKeys keys each.
+template <typename T, int kSplits, int kKeys>
 class TileWalk {
  public:
   __device__ TileWalk(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes, int lane)
@@ -53,15 +55,16 @@ class TileWalk {
   __device__ int key() const { return key_; }  // the tile's first
 
   // Whether all its keys are there since before this step.
-  __device__ bool IsOld() const { return exists() && key_ + kStreamKeys <= item_.position; }
+  __device__ bool IsOld() const { return exists() && key_ + kKeys <= item_.position; }
 
   __device__ StreamTile Tile() const {
-    const int next = key_ + kStreamKeys;
+    const int next = key_ + kKeys;
     const bool ends = next >= item_.keys.end;
     int events = exists() ? StreamTile::kExists : 0;
     if (key_ <= item_.keys.begin) events |= StreamTile::kBeginsItem;
     if (ends || next == split_end_) events |= StreamTile::kEndsSplit;
     if (ends) events |= StreamTile::kEndsItem;
+    if (key_ >= item_.keys.begin && next <= item_.keys.end) events |= StreamTile::kIsWhole;
     return {.events = events,
             .token = item_.token,
             .position = item_.position,
@@ -75,7 +78,7 @@ class TileWalk {
   }
 
   __device__ void Next() {
-    key_ += kStreamKeys;
+    key_ += kKeys;
     if (key_ >= item_.keys.end) return Begin();
     if (key_ == split_end_) split_end_ += item_.split_size;
   }
@@ -84,7 +87,7 @@ class TileWalk {
   // An item's first tile starts at a multiple of its size.
   __device__ void Begin() {
     item_ = items_.Next();
-    key_ = item_.keys.begin / kStreamKeys * kStreamKeys;
+    key_ = item_.keys.begin / kKeys * kKeys;
     split_end_ = item_.split_end;
   }
 
@@ -100,7 +103,8 @@ class CopiedKeys {
 
  public:
   using T = T_;
-  static constexpr int kDim = kDim_, kSplits = kSplits_, kStages = Shape::kStages;
+  static constexpr int kDim = kDim_, kSplits = kSplits_;
+  static constexpr int kKeys = Shape::kKeys, kStages = Shape::kStages;
   static constexpr int kArchitecture = 800;
   using Tile = SharedTile<T, kDim>;
   struct Source {};  // the arguments tell it all
@@ -137,7 +141,7 @@ class CopiedKeys {
   }
 
   // Waits until it is there.
-  __device__ void Await(const StreamTile&, int, int) const {
+  __device__ void Await(const StreamTile&, int, int, int) const {
     WaitCopies<kStages - 1>();
     __syncwarp();  // the other lanes' copies are here too
   }
@@ -150,9 +154,9 @@ class CopiedKeys {
   // What no query sees, and the columns past head_dim, become zeros.
   __device__ void Copy(int stage) const {
     const SplitItem& item = walk_.item();
-    const int64_t offset = KeyOffset(args_, page_, item.kv_head, walk_.key() + lane_ % kStreamKeys);
+    const int64_t offset = KeyOffset(args_, page_, item.kv_head, walk_.key() + lane_ % kKeys);
 #pragma unroll
-    for (int i = 0; i < kStreamKeys * Tile::kChunks / kWarpSize; ++i) {
+    for (int i = 0; i < kKeys * Tile::kChunks / kWarpSize; ++i) {
       const int row = (i * kWarpSize + lane_) / Tile::kChunks;
       const int chunk = (i * kWarpSize + lane_) % Tile::kChunks;
       const int64_t from = __shfl_sync(kFullMask, offset, row) + chunk * kChunk;
@@ -164,12 +168,12 @@ class CopiedKeys {
 
   // Of this lane's key of the next tile, a tile ahead: the table must not delay the copies.
   __device__ void FindPage() {
-    const int key = walk_.key() + lane_ % kStreamKeys;
+    const int key = walk_.key() + lane_ % kKeys;
     page_ = walk_.item().keys.Contains(key) ? PageOf(args_, walk_.item().row, key) : 0;
   }
 
   const DecodeAttentionArgs<T>& args_;
-  TileWalk<T, kSplits> walk_;  // at the next tile
+  TileWalk<T, kSplits, kKeys> walk_;  // at the next tile
   Memory& memory_;
   const unsigned lane_;
   int page_;

@@ -14,31 +14,31 @@ struct CacheMaps {
 };
 
 // For columns in whole chunks, and pages in whole tiles.
-template <typename T>
+template <int kDim, typename T>
 bool CopyEngineTakes(const DecodeAttentionArgs<T>& args) {
   const int64_t keys = args.pages * args.kv_heads * args.page_size;
   return ComputeMajor() == 9 && args.head_dim % kChunkColumns == 0 &&
-         args.page_size % kStreamKeys == 0 && keys <= INT32_MAX;
+         args.page_size % StreamShape<kDim>::kKeys == 0 && keys <= INT32_MAX;
 }
 
 // Returns false, with the reason left for the handler, where the driver refuses.
 template <int kDim, typename T>
 bool MakeCacheMaps(CacheMaps* maps, const DecodeAttentionArgs<T>& args) {
   const int64_t keys = args.pages * args.kv_heads * args.page_size;
-  constexpr int kChunks = kDim / kChunkColumns;
-  return MakeRowTiles(&maps->k, args.k, keys, args.head_dim, kStreamKeys, kChunks) &&
-         MakeRowTiles(&maps->v, args.v, keys, args.head_dim, kStreamKeys, kChunks);
+  constexpr int kChunks = kDim / kChunkColumns, kKeys = StreamShape<kDim>::kKeys;
+  return MakeRowTiles(&maps->k, args.k, keys, args.head_dim, kKeys, kChunks) &&
+         MakeRowTiles(&maps->v, args.v, keys, args.head_dim, kKeys, kChunks);
 }
 
 // A box of such a map in shared memory.
-template <typename T, int kDim>
+template <typename T, int kDim, int kKeys>
 struct BoxTile {
   static constexpr int kPieces = kChunkColumns / kChunk;  // of a row of a chunk
   static_assert(kDim % kChunkColumns == 0);
-  T* data;  // [kDim / kChunkColumns, kStreamKeys, kChunkColumns]
+  T* data;  // [kDim / kChunkColumns, kKeys, kChunkColumns]
 
   __device__ T* Chunk(unsigned row, unsigned chunk) const {
-    const unsigned line = chunk / kPieces * kStreamKeys + row;
+    const unsigned line = chunk / kPieces * kKeys + row;
     return data + (line * kPieces + (chunk ^ row) % kPieces) * kChunk;
   }
 };
@@ -49,9 +49,10 @@ class OrderedKeys {
 
  public:
   using T = T_;
-  static constexpr int kDim = kDim_, kSplits = kSplits_, kStages = Shape::kStages;
+  static constexpr int kDim = kDim_, kSplits = kSplits_;
+  static constexpr int kKeys = Shape::kKeys, kStages = Shape::kStages;
   static constexpr int kArchitecture = 900;
-  using Tile = BoxTile<T, kDim>;
+  using Tile = BoxTile<T, kDim, kKeys>;
   using Source = CacheMaps;
   struct alignas(1024) Memory {
     T data[kStages][2][Shape::kTile];
@@ -93,9 +94,9 @@ class OrderedKeys {
   }
 
   // Waits until it is there.
-  __device__ void Await(const StreamTile& tile, int stage, int parity) const {
+  __device__ void Await(const StreamTile& tile, int events, int stage, int parity) const {
     memory_.full[stage].Wait(parity);
-    if (tile.key < tile.begin || tile.key + kStreamKeys > tile.end) Clear(tile, stage);
+    if (!(events & StreamTile::kIsWhole)) Clear(tile, stage);
   }
 
   __device__ Tile Keys(int stage) const { return {memory_.data[stage][0]}; }
@@ -115,7 +116,7 @@ class OrderedKeys {
   // Zeros for values that no query sees: the tile has what the page has there, be it no number.
   __device__ void Clear(const StreamTile& tile, int stage) const {
     constexpr int kChunks = kDim / kChunk;
-    for (int i = lane_; i < kStreamKeys * kChunks; i += kWarpSize) {
+    for (int i = lane_; i < kKeys * kChunks; i += kWarpSize) {
       if (tile.Contains(tile.key + i / kChunks)) continue;
       *reinterpret_cast<uint4*>(Values(stage).Chunk(i / kChunks, i % kChunks)) = {};
     }
@@ -131,7 +132,7 @@ class OrderedKeys {
 
   const DecodeAttentionArgs<T>& args_;
   const CacheMaps& maps_;
-  TileWalk<T, kSplits> walk_;  // at the next tile
+  TileWalk<T, kSplits, kKeys> walk_;  // at the next tile
   Memory& memory_;
   const int lane_;
   const uint64_t read_once_;
