@@ -165,16 +165,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       if (token < tokens) shared.slots[token] = output.SlotOf(part.token + token);
     }
     const bool normed = Shape::kNorms && sizes.normed.squares;
-    LinearDecodeNorm<Shape> norm(sizes, part.token, tokens);
     if (normed) {
       WaitForKernelsBefore();
-      norm.Load();
+      FindInverses(sizes, part.token, tokens, shared);
     }
     LinearDecodeMultiplier<Shape> multiplier(shared, group);
     typename LinearDecodeMultiplier<Shape>::Sums sums = {};
     Pin(sums);  // products add to registers, not to what the compiler knows of them
     multiplier.Multiply(part.steps, sums);
-    if (normed) norm.Finish(shared);
     WaitAtBarrier<Shape::kConsumers>(1);  // all groups are done with the ring
     multiplier.Store(sums);
     FenceSharedCopies();

@@ -7,88 +7,53 @@
 
 namespace eet {
 
-// By all consumers, four lanes for each token. The sums have the same order however many tokens
-// there are.
-template <class Shape>
-class LinearDecodeNorm {
- public:
-  __device__ LinearDecodeNorm(const LinearDecodeSizes& sizes, int first_token, int tokens)
-      : sizes_(sizes), first_token_(first_token), tokens_(tokens) {}
+constexpr int kSquaresLanes = 4;  // that add up a row together
 
-  // Asks for the squares: nobody waits for the first of them, which are all as a rule.
-  __device__ __forceinline__ void Load() {
-#pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int token = TokenOf(turn), parts = PartsOf(token);
-      const float* squares =
-          sizes_.normed.squares + (first_token_ + token) * LinearSquaresLine(sizes_.in);
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) packs_[turn][n] = LoadPack(squares, PackOf(n), parts);
-      float (&sums)[4] = sums_[turn];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i] = 0.0f;
-#pragma unroll kAhead
-      for (int at = PackOf(kAhead); at < parts; at += kLanes * 4) {
-        Add(LoadPack(squares, at, parts), at, parts, sums);
-      }
-    }
-  }
-
-  // Leaves in shared memory what the tokens' products are to be multiplied by.
-  __device__ __forceinline__ void Finish(LinearDecodeShared<Shape>& shared) {
-#pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int token = TokenOf(turn), parts = PartsOf(token);
-      float (&sums)[4] = sums_[turn];
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) Add(packs_[turn][n], PackOf(n), parts, sums);
-      float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-#pragma unroll
-      for (int lanes = 1; lanes < kLanes; lanes *= 2) {
-        sum += __shfl_xor_sync(kFullMask, sum, lanes);
-      }
-      if (token < tokens_ && threadIdx.x % kLanes == 0) {
-        shared.inverse[token] = rsqrtf(sum / float(sizes_.in) + sizes_.normed.eps);
-      }
-    }
-  }
-
- private:
+// A row's sum of squares, in the same order however many rows there are. All its lanes get it.
+__device__ __forceinline__ float SumSquares(const float* squares, int parts) {
+  constexpr int kLanes = kSquaresLanes, kAhead = 8;
   using Pack = Neighbours<float, 4>;
-  static constexpr int kLanes = 4, kAhead = 8;
-  static constexpr int kAtOnce = Shape::kConsumers / kLanes;  // tokens
-  static constexpr int kTurns = (Shape::kTokens + kAtOnce - 1) / kAtOnce;
-
-  static __device__ __forceinline__ int TokenOf(int turn) {
-    return turn * kAtOnce + int(threadIdx.x) / kLanes;
-  }
-
-  __device__ __forceinline__ int PartsOf(int token) const {
-    return token < tokens_ ? int(sizes_.normed.parts) : 0;
-  }
-
-  // The first part of a lane's pack n.
-  static __device__ __forceinline__ int PackOf(int n) {
-    return (n * kLanes + int(threadIdx.x) % kLanes) * 4;
-  }
-
-  static __device__ __forceinline__ Pack LoadPack(const float* squares, int at, int parts) {
-    return at < parts ? *reinterpret_cast<const Pack*>(squares + at) : Pack{};
-  }
-
-  // What lies behind the last part is anything.
-  static __device__ __forceinline__ void Add(const Pack& pack, int at, int parts,
-                                             float (&sums)[4]) {
+  float sums[4] = {};
+#pragma unroll 1
+  for (int first = threadIdx.x % kLanes * 4; first < parts; first += kAhead * kLanes * 4) {
+    Pack packs[kAhead];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (at + i < parts) sums[i] += pack.values[i];
+    for (int n = 0; n < kAhead; ++n) {
+      const int at = first + n * kLanes * 4;
+      packs[n] = at < parts ? *reinterpret_cast<const Pack*>(squares + at) : Pack{};
+    }
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (first + n * kLanes * 4 + i < parts) sums[i] += packs[n].values[i];
+      }
     }
   }
+  float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+#pragma unroll
+  for (int lanes = 1; lanes < kLanes; lanes *= 2) {
+    sum += __shfl_xor_sync(kFullMask, sum, lanes);
+  }
+  return sum;
+}
 
-  const LinearDecodeSizes& sizes_;
-  const int first_token_, tokens_;
-  Pack packs_[kTurns][kAhead];
-  float sums_[kTurns][4];
-};
+// By all consumers: what a norm multiplies the tokens' products by.
+template <class Shape>
+__device__ __forceinline__ void FindInverses(const LinearDecodeSizes& sizes, int first_token,
+                                             int tokens, LinearDecodeShared<Shape>& shared) {
+  constexpr int kLanes = kSquaresLanes;
+  const int64_t line = LinearSquaresLine(sizes.in);
+#pragma unroll 1
+  for (int first = 0; first < tokens; first += Shape::kConsumers / kLanes) {
+    const int token = first + threadIdx.x / kLanes;
+    const bool exists = token < tokens;
+    const float* squares = sizes.normed.squares + (first_token + token) * line;
+    const float sum = SumSquares(squares, exists ? int(sizes.normed.parts) : 0);
+    if (exists && threadIdx.x % kLanes == 0) {
+      shared.inverse[token] = rsqrtf(sum / float(sizes.in) + sizes.normed.eps);
+    }
+  }
+}
 
 }  // namespace eet
