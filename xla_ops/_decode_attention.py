@@ -145,9 +145,8 @@ def _abstract(
     _ffi.check_optional_shape("alibi_slopes", alibi_slopes, (heads,))
     _check_sizes(k, heads, page_table.shape[1], layer)
     splits = min(MAX_SPLITS, -(-page_table.shape[1] * k.shape[3] // MIN_SPLIT))
-    # Scratch memory: weighted sums of values, then softmax states of two floats, then a counter for
-    # each head.
-    scratch = (tokens * heads * (splits * (head_dim + 2) + 1),)
+    # Scratch memory: weighted sums of values, then softmax states of two floats.
+    scratch = (tokens * heads * splits * (head_dim + 2),)
     return [_ffi.Result(q.shape, q.dtype), _ffi.Result(scratch, jnp.float32)]
 
 

@@ -62,17 +62,15 @@ struct AttentionActivations {
   T* qkv;          // [tokens, qkv_size]
   T* attended;     // [tokens, heads, head_dim], at qkv
   float* scratch;  // of decode attention
-  int32_t* arrivals;
 
   AttentionActivations(Workspace& workspace, const AttentionSizes& sizes, LinearPath path) {
     normed = q = workspace.Take<T>(sizes.tokens * std::max(sizes.hidden, sizes.q_size()));
     qkv = attended = workspace.Take<T>(sizes.tokens * sizes.qkv_size());
     const bool decode = path == LinearPath::kDecode;
-    const int64_t max_keys = sizes.max_pages * sizes.page_size;
     scratch = workspace.Take<float>(
-        decode ? DecodeAttentionScratch(sizes.tokens, sizes.heads, sizes.head_dim, max_keys) : 0);
-    arrivals =
-        decode ? ArrivalsIn(scratch, sizes.tokens, sizes.heads, sizes.head_dim, max_keys) : nullptr;
+        decode ? DecodeAttentionScratch(sizes.tokens, sizes.heads, sizes.head_dim,
+                                        sizes.max_pages * sizes.page_size)
+               : 0);
   }
 };
 
@@ -89,7 +87,6 @@ void Attend(Stream stream, const AttentionBlockArgs<T>& args, const AttentionAct
                                                    .alibi_slopes = args.alibi_slopes,
                                                    .out = at.attended,
                                                    .scratch = at.scratch,
-                                                   .arrivals = at.arrivals,
                                                    .tokens = sizes.tokens,
                                                    .batch = sizes.batch,
                                                    .heads = sizes.heads,
@@ -158,7 +155,6 @@ void ProjectHeads(Stream stream, const AttentionBlockArgs<T>& args, AttentionAct
                              .q = at.attended,
                              .k = args.k,
                              .v = args.v,
-                             .arrivals = at.arrivals,
                              .tokens = sizes.tokens,
                              .batch = sizes.batch,
                              .kv_heads = sizes.kv_heads,

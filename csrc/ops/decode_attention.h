@@ -1,7 +1,6 @@
 // Attention of one query per row over its paged keys:  out = softmax(scores(q, k)) v
 // The keys are split, so that many blocks stream one row. A split leaves its softmax state and the
-// weighted sum of its values in the scratch memory, where they are merged in order. On the GPU
-// runs of splits are merged first: where there are rows enough, by who has streamed them.
+// weighted sum of its values in the scratch memory; a second pass merges them in order.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +24,6 @@ struct DecodeAttentionArgs {
   const float* alibi_slopes;  // [heads] or nullptr
   T* out;                     // [tokens, heads, head_dim]
   float* scratch;             // [DecodeAttentionScratch(...)]
-  int32_t* arrivals;          // [tokens, heads], zeros; for the GPU, see ArrivalsIn
   int64_t tokens, batch, heads, kv_heads, head_dim, pages, page_size, max_pages;
   float scale, soft_cap;  // soft_cap 0: none
   int64_t window;         // 0: none
@@ -40,7 +38,6 @@ void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args);
 constexpr int kSplitUnit = 64;  // splits start at multiples of this
 constexpr int kMinSplit = 128;  // keys; the partial results of smaller splits would cost too much
 constexpr int kMaxSplits = 64;  // of one row: enough to fill a GPU with the heads of a small model
-constexpr int kRunSplits = 4;   // of a run
 
 // The keys of one query, split by themselves alone: neighbours change no bit of a row.
 struct KeySplits {
@@ -59,12 +56,9 @@ struct KeySplits {
     count = (span + size - 1) / size;
   }
 
-  EET_HOST_DEVICE KeyRange operator[](int split) const { return Run(split, 1); }
-
-  // Of so many splits.
-  EET_HOST_DEVICE KeyRange Run(int first_split, int splits) const {
-    const int begin = first + first_split * size;
-    return {std::max(begin, keys.begin), std::min(keys.end - begin, splits * size) + begin};
+  EET_HOST_DEVICE KeyRange operator[](int split) const {
+    const int begin = first + split * size;
+    return {std::max(begin, keys.begin), std::min(keys.end - begin, size) + begin};
   }
 };
 
@@ -73,18 +67,10 @@ constexpr int64_t MaxSplits(int64_t max_keys) {
   return std::min<int64_t>(kMaxSplits, (max_keys + kMinSplit - 1) / kMinSplit);
 }
 
-// Floats of scratch memory, and as many words behind them as ArrivalsIn gives. Mirrored in
-// _decode_attention.py.
+// Floats of scratch memory. Mirrored in _decode_attention.py.
 constexpr int64_t DecodeAttentionScratch(int64_t tokens, int64_t heads, int64_t head_dim,
                                          int64_t max_keys) {
-  return tokens * heads * (MaxSplits(max_keys) * (head_dim + 2) + 1);
-}
-
-// The counters at the end of that memory.
-inline int32_t* ArrivalsIn(float* scratch, int64_t tokens, int64_t heads, int64_t head_dim,
-                           int64_t max_keys) {
-  const int64_t floats = DecodeAttentionScratch(tokens, heads, head_dim, max_keys);
-  return reinterpret_cast<int32_t*>(scratch + floats - tokens * heads);
+  return tokens * heads * MaxSplits(max_keys) * (head_dim + 2);
 }
 
 // Of a token of `row` at `position`.
@@ -100,7 +86,7 @@ EET_HOST_DEVICE KeySplits SplitsOf(const DecodeAttentionArgs<T>& args, int64_t t
   return SplitsOf(args, args.rows[token], args.positions[token]);
 }
 
-// What a split, or a run, leaves for the merge; those of one head follow each other.
+// What a split leaves for the merge; those of one head follow each other.
 struct Partial {
   SoftmaxState* state;
   float* sums;  // [head_dim], of weight * v

@@ -1,5 +1,5 @@
-// Decode attention on the GPU: a kernel over the parts of all rows, and where rows may have many
-// parts one that merges them.
+// Decode attention on the GPU: a kernel over the splits of all rows, and one that merges them. The
+// output of a row that has one split is the first kernel's.
 #include <algorithm>
 #include <type_traits>
 
@@ -11,31 +11,18 @@
 namespace eet {
 
 // As many blocks as the GPU holds, and no more than there may be items: lengths are not known here.
-template <class Stream, typename T>
-static void LaunchStream(cudaStream_t stream, const DecodeAttentionArgs<T>& args,
-                         const typename Stream::Source& source) {
-  using Shape = StreamShape<Stream::kDim>;
-  constexpr size_t kSharedBytes = Shape::kWarps * sizeof(typename Stream::Memory);
-  const auto kernel = DecodeMmaKernel<Stream>;
+template <class Keys, typename T>
+static void LaunchMma(Stream stream, const DecodeAttentionArgs<T>& args,
+                      const typename Keys::Source& source) {
+  using Shape = StreamShape<Keys::kDim>;
+  constexpr size_t kSharedBytes = Shape::kWarps * sizeof(typename Keys::Memory);
+  const auto kernel = DecodeMmaKernel<Keys>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   LaunchShape shape{.block = dim3(Shape::kThreads), .shared_bytes = kSharedBytes};
   const ItemSizes sizes(args);
   const int64_t items = args.tokens * sizes.items * MaxSplits(args.max_pages * args.page_size);
   shape.grid = dim3(unsigned(std::min<int64_t>(items, ResidentBlocks(kernel, shape))));
   LaunchEarly(kernel, shape, stream, args, sizes, source);
-  if (!HasFewParts<Stream::kSplits>(args)) LaunchMerge<Stream::kSplits>(stream, args);
-}
-
-template <int kSplits, int kDim, typename T>
-static void LaunchMma(cudaStream_t stream, const DecodeAttentionArgs<T>& args) {
-  if constexpr (kDim % kChunkColumns == 0) {
-    if (CopyEngineTakes<kDim>(args)) {
-      CacheMaps maps;
-      if (!MakeCacheMaps<kDim>(&maps, args)) return;
-      return LaunchStream<OrderedKeys<T, kDim, kSplits>>(stream, args, maps);
-    }
-  }
-  LaunchStream<CopiedKeys<T, kDim, kSplits>>(stream, args, {});
 }
 
 // kDim: head_dim rounded up to a size that there is a kernel for.
@@ -45,17 +32,19 @@ static void LaunchSplits(Stream stream, const DecodeAttentionArgs<T>& args) {
     LaunchEarly(DecodeFmaKernel<kDim>,
                 {.grid = FmaGrid(args), .block = dim3(kDecodeFmaWarps * kWarpSize)}, stream, args,
                 ItemSizes(args));
-    LaunchMerge<1>(stream, args);
-  } else if (args.tokens * ItemSizes(args).items < Multiprocessors()) {
-    LaunchMma<1, kDim>(stream, args);
-  } else {  // without splits each multiprocessor has work
-    LaunchMma<kRunSplits, kDim>(stream, args);
+    return;
+  } else if constexpr (kDim % kChunkColumns == 0) {
+    if (CopyEngineTakes<kDim>(args)) {
+      CacheMaps maps;
+      if (MakeCacheMaps<kDim>(&maps, args)) LaunchMma<OrderedKeys<T, kDim>>(stream, args, maps);
+      return;
+    }
   }
+  if constexpr (sizeof(T) == 2) LaunchMma<CopiedKeys<T, kDim>>(stream, args, {});
 }
 
 template <typename T>
-void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args) {
-  if (args.tokens == 0 || args.heads == 0) return;
+static void LaunchForHeads(Stream stream, const DecodeAttentionArgs<T>& args) {
   if (args.head_dim <= 64) {
     LaunchSplits<T, 64>(stream, args);
   } else if (args.head_dim <= 96) {
@@ -65,6 +54,13 @@ void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args) {
   } else {
     LaunchSplits<T, 256>(stream, args);
   }
+}
+
+template <typename T>
+void DecodeAttention(Stream stream, const DecodeAttentionArgs<T>& args) {
+  if (args.tokens == 0 || args.heads == 0) return;
+  LaunchForHeads(stream, args);
+  LaunchMerge(stream, args);
 }
 
 template void DecodeAttention(Stream, const DecodeAttentionArgs<float>&);

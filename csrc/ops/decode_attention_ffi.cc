@@ -21,11 +21,6 @@ static ffi::Error DecodeAttentionHandler(Stream stream, ffi::AnyBuffer q, ffi::A
                                        " elements, got " +
                                        std::to_string(scratch->element_count()));
   }
-  int32_t* arrivals =
-      ArrivalsIn(Data<float>(scratch), tokens, heads, sizes[4], max_pages * sizes[3]);
-#ifdef EET_CUDA
-  cudaMemsetAsync(arrivals, 0, tokens * heads * sizeof(int32_t), stream);
-#endif
   return DispatchFloat(q.element_type(), [&]<typename T>(std::type_identity<T>) {
     DecodeAttention(stream,
                     DecodeAttentionArgs<T>{.q = Data<T>(q),
@@ -37,7 +32,6 @@ static ffi::Error DecodeAttentionHandler(Stream stream, ffi::AnyBuffer q, ffi::A
                                            .alibi_slopes = OptionalData<float>(alibi_slopes),
                                            .out = Data<T>(out),
                                            .scratch = Data<float>(scratch),
-                                           .arrivals = arrivals,
                                            .tokens = tokens,
                                            .batch = page_table.dimensions()[0],
                                            .heads = heads,

@@ -32,7 +32,7 @@ inline dim3 FmaGrid(const DecodeAttentionArgs<float>& args) {
 __device__ inline SplitItem ItemOfBlock(const DecodeAttentionArgs<float>& args,
                                         const ItemSizes& sizes) {
   const int token = int(blockIdx.x), index = int(blockIdx.z * gridDim.y + blockIdx.y);
-  return ItemOf<1>(args, sizes, token, args.rows[token], args.positions[token], index);
+  return ItemOf(args, sizes, token, args.rows[token], args.positions[token], index);
 }
 
 // A lane's columns of a few rows: lane, lane + 32, ...
@@ -115,12 +115,12 @@ __device__ void WriteResults(const DecodeAttentionArgs<float>& args, const Split
       sum = sum * before + results.sums[warp][head][col] * factor;
     }
     const int64_t of_token = item.first_head + head;
-    if (item.parts == 1) {
+    if (item.splits == 1) {
       args.out[(item.token * args.heads + of_token) * args.head_dim + col] =
           sum * state.Normalizer();
       continue;
     }
-    const Partial partial = PartialOf(args, item.token, of_token, item.part);
+    const Partial partial = PartialOf(args, item.token, of_token, item.split);
     partial.sums[col] = sum;
     if (col == 0) *partial.state = state;
   }

@@ -1,6 +1,6 @@
 // The items of one warp, one after the other. All warps of the grid take turns: of the items that
 // there are, token by token, warp w has w, w + warps, ... So each has its share whatever the rows'
-// lengths, and nobody looks at parts that a row does not have.
+// lengths, and nobody looks at splits that a row does not have.
 #pragma once
 
 #include "core/lanes.cuh"
@@ -11,7 +11,7 @@ namespace eet {
 // Lane t stands for token t of 32, whose items it counts. Rows and positions of the next 32 tokens
 // are loaded ahead, so that no item is waited for. What an item is follows from its number, and is
 // worked out anew where it is asked for, so that few registers keep a place in the walk.
-template <typename T, int kSplits>
+template <typename T>
 class ItemWalk {
  public:
   // Before the warp's first item.
@@ -31,9 +31,9 @@ class ItemWalk {
     }
     const int owner = __popc(__ballot_sync(kFullMask, end_ <= index_));
     const int before = __shfl_sync(kFullMask, end_, max(owner - 1, 0));
-    const SplitItem item = ItemOf<kSplits>(
-        args_, sizes_, next_token_ - kWarpSize + owner, __shfl_sync(kFullMask, row_, owner),
-        __shfl_sync(kFullMask, position_, owner), index_ - (owner == 0 ? 0 : before));
+    const SplitItem item =
+        ItemOf(args_, sizes_, next_token_ - kWarpSize + owner, __shfl_sync(kFullMask, row_, owner),
+               __shfl_sync(kFullMask, position_, owner), index_ - (owner == 0 ? 0 : before));
     index_ += int(gridDim.x * blockDim.x / kWarpSize);
     return item;
   }
@@ -50,8 +50,7 @@ class ItemWalk {
   __device__ void Enter() {
     row_ = next_row_;
     position_ = next_position_;
-    const bool exists = next_token_ + lane_ < args_.tokens;
-    end_ = exists ? PartsOf<kSplits>(SplitsOf(args_, row_, position_)) * sizes_.items : 0;
+    end_ = SplitsOf(args_, row_, position_).count * sizes_.items;
 #pragma unroll
     for (int step = 1; step < kWarpSize; step *= 2) {
       const int before = __shfl_up_sync(kFullMask, end_, step);

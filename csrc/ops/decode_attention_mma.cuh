@@ -6,7 +6,6 @@
 // waited for. As many warps as the GPU holds go from item to item, and the stream of keys is ahead.
 #pragma once
 
-#include "ops/decode_attention_merge.cuh"
 #include "ops/decode_attention_stream.cuh"
 
 namespace eet {
@@ -14,7 +13,7 @@ namespace eet {
 template <class Stream>
 class ItemAttender {
   using T = typename Stream::T;
-  static constexpr int kDim = Stream::kDim, kSplits = Stream::kSplits;
+  static constexpr int kDim = Stream::kDim;
 
  public:
   // memory: of this warp, for its tiles.
@@ -30,7 +29,7 @@ class ItemAttender {
   // bring it to the multiprocessors anew.
   __device__ void Run() {
     Heads heads;
-    Output split, run;
+    Output output;
     bool waits = true;
     int stage = 0, parity = 1, ahead = 0;
 #pragma unroll 1
@@ -54,14 +53,10 @@ class ItemAttender {
       if (!(events & StreamTile::kExists)) return;
       if (events & StreamTile::kBeginsItem) heads = LoadHeads(tile);
       stream_.Await(tile, events, stage, parity);
-      Attend(tile, events, heads, stream_.Keys(stage), stream_.Values(stage), split);
-      if (!(events & StreamTile::kEndsSplit)) continue;
-      EndSplit(split);
-      Merge(split, run);
-      split = {};
+      Attend(tile, events, heads, stream_.Keys(stage), stream_.Values(stage), output);
       if (!(events & StreamTile::kEndsItem)) continue;
-      Write(tile, run);
-      run = {};
+      Write(tile, output);
+      output = {};
     }
   }
 
@@ -79,7 +74,7 @@ class ItemAttender {
   // pair + j.
   struct Output {
     float sums[kDim / 16][4] = {};
-    SoftmaxState softmax[2];  // of a split under way, sums over this lane's keys only
+    SoftmaxState softmax[2];  // sums over this lane's keys only
   };
 
   // This lane's scores or weights of sixteen keys: element 2 * i + j is of key 8 * i + group and
@@ -117,25 +112,6 @@ class ItemAttender {
     ToWeights(scores, output);
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) AddValues(values, half, scores[half], output);
-  }
-
-  __device__ void EndSplit(Output& output) const {
-    for (SoftmaxState& softmax : output.softmax) softmax.sum = AcrossKeys<Sum>(softmax.sum);
-  }
-
-  // As MergeSplitsKernel does it where splits are items: a run's bits are the same.
-  __device__ void Merge(const Output& split, Output& run) const {
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const auto [before, factor] = run.softmax[j].Merge(split.softmax[j]);
-#pragma unroll
-      for (int i = j; i < 4; i += 2) {
-#pragma unroll
-        for (int n = 0; n < kDim / 16; ++n) {
-          run.sums[n][i] = MergeSums(run.sums[n][i], before, split.sums[n][i], factor);
-        }
-      }
-    }
   }
 
   // In two sums, so that products need not wait for each other.
@@ -217,22 +193,22 @@ class ItemAttender {
   }
 
   // What has become of an item.
-  __device__ void Write(const StreamTile& tile, const Output& run) const {
-    if (tile.parts == 1) return WriteAttended(tile, run);
-    WritePartial(tile, run);
-    if (HasFewParts<kSplits>(args_) && IsLast(tile)) {
-      MergeHeads<kSplits>(args_, tile.token, tile.first_head, Uniform(tile.heads),
-                          Uniform(tile.parts));
+  __device__ void Write(const StreamTile& tile, Output& output) const {
+    for (SoftmaxState& softmax : output.softmax) softmax.sum = AcrossKeys<Sum>(softmax.sum);
+    if (tile.splits == 1) {
+      WriteAttended(tile, output);
+    } else {
+      WritePartial(tile, output);
     }
   }
 
-  // The item's part, for the merge.
+  // For the merge.
   __device__ void WritePartial(const StreamTile& tile, const Output& output) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int head = pair_ + j;
       if (head >= tile.heads) break;
-      const Partial partial = PartialOf(args_, tile.token, tile.first_head + head, tile.part);
+      const Partial partial = PartialOf(args_, tile.token, tile.first_head + head, tile.split);
       if (group_ == 0) *partial.state = output.softmax[j];
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) {
@@ -240,19 +216,6 @@ class ItemAttender {
         partial.sums[8 * i + group_] = output.sums[i / 2][i % 2 * 2 + j];
       }
     }
-  }
-
-  // Whether all other parts of the item's heads have been written.
-  __device__ bool IsLast(const StreamTile& tile) const {
-    __syncwarp();
-    bool last = false;
-    if (lane_ == 0) {
-      __threadfence();  // what this warp has written comes before its arrival
-      int32_t* arrivals = args_.arrivals + tile.token * args_.heads + tile.first_head;
-      last = atomicAdd(arrivals, 1) == tile.parts - 1;
-      __threadfence();  // and what the others have, before it is read
-    }
-    return __any_sync(kFullMask, last);
   }
 
   // The attended heads, where there is nothing to merge. After the transposition a lane has columns

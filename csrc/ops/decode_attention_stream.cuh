@@ -9,16 +9,16 @@
 
 namespace eet {
 
-// 64 KiB of tiles a block, 48 for 96 columns: a GPU of 100 KiB holds one, Hopper three. Half of
-// them under way are more than a multiprocessor needs to have its share of the memory's bandwidth.
-// What counts is a warp's instructions: it issues one in about seven cycles. So tiles are large,
-// that they have few.
+// 96 KiB of tiles a block at the most: a GPU of 100 KiB holds one, Hopper two. Half of them under
+// way are more than a multiprocessor needs to have its share of the memory's bandwidth. What counts
+// is a warp's instructions: it issues one in about seven cycles. So tiles are large, that they have
+// few, and a warp has registers for all it needs.
 template <int kDim>
 struct StreamShape {
   static constexpr int kWarps = kDim <= 128 ? 4 : 2;
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kBlocks = 3;  // that registers leave room for
-  static constexpr int kStages = 2;
+  static constexpr int kBlocks = 2;  // on a multiprocessor
+  static constexpr int kStages = 3;
   static constexpr int kKeys = kDim <= 64 ? 32 : 16;  // of a tile
   static constexpr int kTile = kKeys * kDim;          // elements, of keys or of values
 };
@@ -26,21 +26,21 @@ struct StreamShape {
 // What a tile is, for who multiplies it. In shared memory beside the tile, as the stream is ahead.
 struct alignas(16) StreamTile {
   // What comes about with it; without kExists there is no tile.
-  static constexpr int kExists = 1, kBeginsItem = 2, kEndsSplit = 4, kEndsItem = 8, kIsWhole = 16;
+  static constexpr int kExists = 1, kBeginsItem = 2, kEndsItem = 4, kIsWhole = 8;
 
   int events;
   int token, position;
   int first_head, heads;
   int key;         // the tile's first
   int begin, end;  // keys of the item
-  int part, parts;
+  int split, splits;
 
   __device__ bool Contains(int some_key) const { return some_key >= begin && some_key < end; }
 };
 
 // The tiles of a warp's items, one after the other.
 // Of kKeys keys each.
-template <typename T, int kSplits, int kKeys>
+template <typename T, int kKeys>
 class TileWalk {
  public:
   __device__ TileWalk(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes, int lane)
@@ -59,11 +59,9 @@ class TileWalk {
 
   __device__ StreamTile Tile() const {
     const int next = key_ + kKeys;
-    const bool ends = next >= item_.keys.end;
     int events = exists() ? StreamTile::kExists : 0;
     if (key_ <= item_.keys.begin) events |= StreamTile::kBeginsItem;
-    if (ends || next == split_end_) events |= StreamTile::kEndsSplit;
-    if (ends) events |= StreamTile::kEndsItem;
+    if (next >= item_.keys.end) events |= StreamTile::kEndsItem;
     if (key_ >= item_.keys.begin && next <= item_.keys.end) events |= StreamTile::kIsWhole;
     return {.events = events,
             .token = item_.token,
@@ -73,14 +71,13 @@ class TileWalk {
             .key = key_,
             .begin = item_.keys.begin,
             .end = item_.keys.end,
-            .part = item_.part,
-            .parts = item_.parts};
+            .split = item_.split,
+            .splits = item_.splits};
   }
 
   __device__ void Next() {
     key_ += kKeys;
-    if (key_ >= item_.keys.end) return Begin();
-    if (key_ == split_end_) split_end_ += item_.split_size;
+    if (key_ >= item_.keys.end) Begin();
   }
 
  private:
@@ -88,23 +85,21 @@ class TileWalk {
   __device__ void Begin() {
     item_ = items_.Next();
     key_ = item_.keys.begin / kKeys * kKeys;
-    split_end_ = item_.split_end;
   }
 
-  ItemWalk<T, kSplits> items_;
+  ItemWalk<T> items_;
   SplitItem item_;
-  int key_, split_end_;
+  int key_;
 };
 
 // By the warp's lanes, 16 bytes at a time.
-template <typename T_, int kDim_, int kSplits_>
+template <typename T_, int kDim_>
 class CopiedKeys {
   using Shape = StreamShape<kDim_>;
 
  public:
   using T = T_;
-  static constexpr int kDim = kDim_, kSplits = kSplits_;
-  static constexpr int kKeys = Shape::kKeys, kStages = Shape::kStages;
+  static constexpr int kDim = kDim_, kKeys = Shape::kKeys, kStages = Shape::kStages;
   static constexpr int kArchitecture = 800;
   using Tile = SharedTile<T, kDim>;
   struct Source {};  // the arguments tell it all
@@ -173,7 +168,7 @@ class CopiedKeys {
   }
 
   const DecodeAttentionArgs<T>& args_;
-  TileWalk<T, kSplits, kKeys> walk_;  // at the next tile
+  TileWalk<T, kKeys> walk_;  // at the next tile
   Memory& memory_;
   const unsigned lane_;
   int page_;

@@ -43,14 +43,13 @@ struct BoxTile {
   }
 };
 
-template <typename T_, int kDim_, int kSplits_>
+template <typename T_, int kDim_>
 class OrderedKeys {
   using Shape = StreamShape<kDim_>;
 
  public:
   using T = T_;
-  static constexpr int kDim = kDim_, kSplits = kSplits_;
-  static constexpr int kKeys = Shape::kKeys, kStages = Shape::kStages;
+  static constexpr int kDim = kDim_, kKeys = Shape::kKeys, kStages = Shape::kStages;
   static constexpr int kArchitecture = 900;
   using Tile = BoxTile<T, kDim, kKeys>;
   using Source = CacheMaps;
@@ -132,7 +131,7 @@ class OrderedKeys {
 
   const DecodeAttentionArgs<T>& args_;
   const CacheMaps& maps_;
-  TileWalk<T, kSplits, kKeys> walk_;  // at the next tile
+  TileWalk<T, kKeys> walk_;  // at the next tile
   Memory& memory_;
   const int lane_;
   const uint64_t read_once_;

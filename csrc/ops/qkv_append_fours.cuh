@@ -32,9 +32,6 @@ class QkvFours {
     const unsigned head = unsigned(out) / dim, col = unsigned(out) % dim;
     const unsigned kv_head = head / parts, part = head % parts;
     if (part <= append_.group) Rotate(token, col, four);
-    if (append_.arrivals && part < append_.group && col == 0) {
-      append_.arrivals[Query(token, kv_head, part)] = 0;
-    }
     T* to = Head(token, slot, kv_head, part);
     if (to) *reinterpret_cast<Neighbours<T, 4>*>(to + col) = four;
   }
@@ -52,15 +49,13 @@ class QkvFours {
     }
   }
 
-  __device__ __forceinline__ int64_t Query(int64_t token, int64_t kv_head, int64_t part) const {
-    return (token * append_.kv_heads + kv_head) * append_.group + part;
-  }
-
   // nullptr where it goes nowhere.
   __device__ __forceinline__ T* Head(int64_t token, int64_t slot, int64_t kv_head,
                                      int64_t part) const {
     const int64_t dim = append_.head_dim;
-    if (part < append_.group) return append_.q + Query(token, kv_head, part) * dim;
+    if (part < append_.group) {
+      return append_.q + ((token * append_.kv_heads + kv_head) * append_.group + part) * dim;
+    }
     if (slot < 0) return nullptr;
     T* cache = part == append_.group ? append_.k : append_.v;
     return cache + (slot + kv_head * append_.page_size) * dim;

@@ -22,7 +22,6 @@ struct RotaryAppendArgs {
   T* q;                       // [tokens, kv_heads, group, head_dim]
   T* k;                       // [pages, kv_heads, page_size, head_dim]
   T* v;
-  int32_t* arrivals;  // [tokens, kv_heads * group] or nullptr: become zeros, for decode attention
   int64_t tokens, batch, kv_heads, group, head_dim, rotary_dim, pages, page_size, max_pages;
   float eps;
 };

@@ -49,10 +49,8 @@ static void TransformToken(const RotaryAppendArgs<T>& args, int64_t token) {
   const int64_t slot = CacheSlot(args, token);
   const float* pairs = args.rotary_table + token * args.rotary_dim;
   for (int64_t head = 0; head < args.kv_heads; ++head) {
-    const int64_t query = (token * args.kv_heads + head) * args.group;
     const T* x = args.qkv + (token * args.kv_heads + head) * (args.group + 2) * args.head_dim;
-    T* q = args.q + query * args.head_dim;
-    if (args.arrivals) std::fill_n(args.arrivals + query, args.group, 0);
+    T* q = args.q + (token * args.kv_heads + head) * args.group * args.head_dim;
     for (int64_t i = 0; i < args.group; ++i) {
       TransformHead(args, x + i * args.head_dim, args.q_norm, pairs, q + i * args.head_dim);
     }

@@ -94,9 +94,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) RotaryAppendKernel(RotaryAp
   const T* x = args.qkv + index * args.head_dim;
   const float* pairs = args.rotary_table + token * args.rotary_dim;
   if (part < args.group) {
-    const int64_t query = (token * args.kv_heads + head) * args.group + part;
-    if (args.arrivals && threadIdx.x % kWarpSize == 0) args.arrivals[query] = 0;
-    TransformHead(args, x, args.q_norm, pairs, args.q + query * args.head_dim);
+    T* q = args.q + ((token * args.kv_heads + head) * args.group + part) * args.head_dim;
+    TransformHead(args, x, args.q_norm, pairs, q);
     return;
   }
   const int64_t slot = CacheSlot(args, token);

@@ -41,7 +41,7 @@ struct SoftmaxState {
   // Takes in all that another state has seen. Returns the factors of the two accumulations.
   EET_HOST_DEVICE Factors Merge(const SoftmaxState& other) {
     const float before = Raise(other.max), factor = Weight(other.max);
-    sum = std::fma(other.sum, factor, sum);  // the same bits in whatever code this is part of
+    sum += other.sum * factor;
     return {before, factor};
   }
 
