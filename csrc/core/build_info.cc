@@ -10,3 +10,8 @@ EET_EXPORT const char* eet_source_hash() { return EET_SOURCE_HASH; }
 
 EET_EXPORT int eet_ffi_api_major() { return XLA_FFI_API_MAJOR; }
 EET_EXPORT int eet_ffi_api_minor() { return XLA_FFI_API_MINOR; }
+
+#ifdef EET_RACECHECK
+// Not called: tests/cuda_on_cpu/sanitize looks for the name.
+EET_EXPORT int eet_built_for_racecheck() { return 1; }
+#endif

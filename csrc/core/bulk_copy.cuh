@@ -6,8 +6,18 @@
 #include <cstdint>
 
 #include "core/mma.cuh"
+#include "core/reduce.cuh"
 
 namespace eet {
+
+// Who arrives at a barrier for a warp: one lane, behind a __syncwarp with the others. But racecheck
+// takes in only what the arriving threads themselves have read and written; for it all lanes arrive
+// (EET_RACECHECK in CMakeLists.txt).
+#ifdef EET_RACECHECK
+constexpr bool kAllLanesArrive = true;
+#else
+constexpr bool kAllLanesArrive = false;
+#endif
 
 // An mbarrier in shared memory. A phase ends when all expected arrivals and bytes are there; its
 // parity is 0 for the first phase, then 1, 0, ...
@@ -16,6 +26,11 @@ class Barrier {
   // By one thread; the others see it after FenceBarriers and a barrier of the block.
   __device__ __forceinline__ void Init(int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(Address()), "r"(arrivals));
+  }
+
+  // Where so many warps arrive, each by ArriveAsWarp or ArriveAsWarpExpecting.
+  __device__ __forceinline__ void InitForWarps(int warps) {
+    Init(kAllLanesArrive ? warps * kWarpSize : warps);
   }
 
   __device__ __forceinline__ void Arrive() {
@@ -39,6 +54,19 @@ class Barrier {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(Address()),
                  "r"(bytes)
                  : "memory");
+  }
+
+  // By all lanes of a warp.
+  __device__ __forceinline__ void ArriveAsWarp(int lane) {
+    if (kAllLanesArrive || lane == 0) Arrive();
+  }
+
+  __device__ __forceinline__ void ArriveAsWarpExpecting(int lane, int bytes) {
+    if (lane == 0) {
+      ArriveExpecting(bytes);
+    } else if (kAllLanesArrive) {
+      Arrive();
+    }
   }
 
   // Whether the phase of this parity has ended; the hardware waits a little before it says no.

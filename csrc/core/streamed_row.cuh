@@ -83,7 +83,7 @@ class StreamedRow {
         StoreVector(y_ + i * kChunk, MapElements(At(slot), scale, bias, element));
       }
       __syncwarp();
-      if (threadIdx.x % kWarpSize == 0) shared_.empty[slot.index].Arrive();
+      shared_.empty[slot.index].ArriveAsWarp(threadIdx.x % kWarpSize);
     });
   }
 
@@ -108,9 +108,12 @@ class StreamedRow {
   static __device__ void InitBarriers(Shared& shared) {
     for (int i = 0; i < kSlots; ++i) {
       shared.full[i].Init(1);
-      shared.empty[i].Init(kWarps);
+      shared.empty[i].InitForWarps(kWarps);
     }
-    for (Barrier& summed : shared.summed) summed.Init(kBlocks == 1 ? kWarps : 1);
+    for (Barrier& summed : shared.summed) {
+      if constexpr (kBlocks == 1) summed.InitForWarps(kWarps);
+      if constexpr (kBlocks > 1) summed.Init(1);
+    }
     FenceBarriers();
   }
 
@@ -167,10 +170,8 @@ class StreamedRow {
     float (&sums)[kSums] = shared_.sums[exchange_.index];
     Barrier& summed = shared_.summed[exchange_.index];
     if constexpr (kBlocks == 1) {  // no cluster: its instructions are illegal
-      if (lane == 0) {
-        sums[warp] = sum;
-        summed.Arrive();
-      }
+      if (lane == 0) sums[warp] = sum;
+      summed.ArriveAsWarp(lane);
     } else {
       if (threadIdx.x == 0) summed.ArriveExpecting(sizeof(sums));
       if (lane < kBlocks) StoreAt(lane, sums[Team::Rank() * kWarps + warp], sum, summed);

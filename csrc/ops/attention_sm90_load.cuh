@@ -40,7 +40,7 @@ class Loader {
       if (unit.count == 0) return;
       if (unit.tiles() > 0) Load(unit);
       __syncwarp();
-      if (Lane() == 0) shared_.unit_empty[slot.index].Arrive();
+      shared_.unit_empty[slot.index].ArriveAsWarp(Lane());
     }
   }
 
@@ -84,7 +84,7 @@ class Loader {
     for (int group = 0; group < Shape::kGroups; ++group) {
       shared_.query_empty[group].Wait(query_parity_ ^ 1);
       Barrier& full = shared_.query_full[group];
-      if (Lane() == 0) full.ArriveExpecting(Shape::kGroupBytes);
+      full.ArriveAsWarpExpecting(Lane(), Shape::kGroupBytes);
       __syncwarp();
       if (Lane() < Shape::kChunks) {
         CopyBox(SharedAddress(shared_.queries[group]) + Lane() * kGroupRows * Shape::kSpan, maps_.q,
@@ -119,7 +119,7 @@ class Loader {
       begin = max(unit.keys.begin - tile_key, 0) / piece;
       end = min((unit.keys.end - tile_key + piece - 1) / piece, end);
     }
-    if (Lane() == 0) full.ArriveExpecting((end - begin) * piece * Shape::kSpan * Shape::kChunks);
+    full.ArriveAsWarpExpecting(Lane(), (end - begin) * piece * Shape::kSpan * Shape::kChunks);
     __syncwarp();
 #pragma unroll 1
     for (int i = Lane(); i < end * Shape::kChunks; i += kWarpSize) {
@@ -167,7 +167,7 @@ class Cleaner {
         if (++index_ == Shape::kStages) index_ = 0;
       }
       __syncwarp();
-      if (lane_ == 0) shared_.unit_empty[slot.index].Arrive();
+      shared_.unit_empty[slot.index].ArriveAsWarp(lane_);
     }
   }
 
@@ -180,7 +180,7 @@ class Cleaner {
     ZeroKeys(unit.keys.end - tile_key, Shape::kKeys);
     FenceSharedCopies();
     __syncwarp();
-    if (lane_ == 0) shared_.value_full[index_].Arrive();
+    shared_.value_full[index_].ArriveAsWarp(lane_);
   }
 
   // Rows [begin, end) of the tile; a row's pieces are permuted within the row only.

@@ -30,7 +30,7 @@ class Multiplier {
       if (count == 0) return;
       Work(unit, count);
       __syncwarp();
-      if (IsFirstLane()) shared_.unit_empty[slot.index].Arrive();
+      shared_.unit_empty[slot.index].ArriveAsWarp(Lane());
     }
   }
 
@@ -38,7 +38,6 @@ class Multiplier {
   using Values = float[kDim / 2];  // as Scores, of columns instead of keys
 
   static __device__ __forceinline__ int Lane() { return threadIdx.x % kWarpSize; }
-  static __device__ __forceinline__ bool IsFirstLane() { return Lane() == 0; }
 
   // The first of this thread's two queries in the unit.
   __device__ __forceinline__ int FirstQuery() const {
@@ -64,7 +63,7 @@ class Multiplier {
       for (; tile > full_end; --tile) Step<false>(unit, tile, softmax, weights, values);
 #pragma unroll 1
       for (; tile > end; --tile) Step<true>(unit, tile, softmax, weights, values);
-      if (IsFirstLane()) shared_.query_empty[group_].Arrive();
+      shared_.query_empty[group_].ArriveAsWarp(Lane());
       Last(weights, values);
     }
     Write(unit, count, softmax, values);
@@ -107,12 +106,12 @@ class Multiplier {
   }
 
   __device__ __forceinline__ void ReleaseKeys() {
-    if (IsFirstLane()) shared_.key_empty[key_slot_.index].Arrive();
+    shared_.key_empty[key_slot_.index].ArriveAsWarp(Lane());
     key_slot_.Advance();
   }
 
   __device__ __forceinline__ void ReleaseValues() {
-    if (IsFirstLane()) shared_.value_empty[value_slot_.index].Arrive();
+    shared_.value_empty[value_slot_.index].ArriveAsWarp(Lane());
     value_slot_.Advance();
   }
 

@@ -175,7 +175,7 @@ class Planner {
   }
 
   __device__ void Publish() {
-    if (threadIdx.x % kWarpSize == 0) shared_.unit_full[slot_.index].Arrive();
+    shared_.unit_full[slot_.index].ArriveAsWarp(threadIdx.x % kWarpSize);
     slot_.Advance();
   }
 

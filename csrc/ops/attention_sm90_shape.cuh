@@ -60,19 +60,19 @@ template <class Shape>
 __device__ void InitBarriers(AttentionShared<Shape>& shared) {
   constexpr int kWarps = Shape::kGroups * kGroupThreads / kWarpSize;
   for (int i = 0; i < Shape::kStages; ++i) {
-    shared.key_full[i].Init(1);
-    shared.value_full[i].Init(1);
-    shared.value_landed[i].Init(1);
-    shared.key_empty[i].Init(kWarps);
-    shared.value_empty[i].Init(kWarps);
+    shared.key_full[i].InitForWarps(1);
+    shared.value_full[i].InitForWarps(1);
+    shared.value_landed[i].InitForWarps(1);
+    shared.key_empty[i].InitForWarps(kWarps);
+    shared.value_empty[i].InitForWarps(kWarps);
   }
   for (int i = 0; i < Shape::kGroups; ++i) {
-    shared.query_full[i].Init(1);
-    shared.query_empty[i].Init(kGroupThreads / kWarpSize);
+    shared.query_full[i].InitForWarps(1);
+    shared.query_empty[i].InitForWarps(kGroupThreads / kWarpSize);
   }
   for (int i = 0; i < kUnitSlots; ++i) {
-    shared.unit_full[i].Init(1);
-    shared.unit_empty[i].Init(kWarps + 2);  // and the loader, and the cleaner
+    shared.unit_full[i].InitForWarps(1);
+    shared.unit_empty[i].InitForWarps(kWarps + 2);  // and the loader, and the cleaner
   }
   FenceBarriers();
 }

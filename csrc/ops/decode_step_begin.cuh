@@ -18,20 +18,20 @@ __device__ void InitWords(StepBlock<T>& block) {
 #pragma unroll
   for (int i = 0; i < kMaxStages; ++i) {
     words.full[i].Init(1);
-    words.empty[i].Init(kConsumers);
+    words.empty[i].InitForWarps(kConsumers);
   }
   const int finishers = block.finishers();
 #pragma unroll
   for (int i = 0; i < kSumSlots; ++i) {
-    words.sums_full[i].Init(kConsumers);
-    words.sums_empty[i].Init(finishers);
+    words.sums_full[i].InitForWarps(kConsumers);
+    words.sums_empty[i].Init(kAllLanesArrive ? block.batch() * kUnitPairs : finishers);
   }
 #pragma unroll
-  for (int i = 0; i < kPhases; ++i) words.reported[i].Init(1);
+  for (int i = 0; i < kPhases; ++i) words.reported[i].InitForWarps(1);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    words.moments_found[i].Init(finishers);
-    words.passed[i].Init(kConsumers + finishers);
+    words.moments_found[i].InitForWarps(finishers);
+    words.passed[i].InitForWarps(kConsumers + finishers);
   }
   FenceBarriers();
 }

@@ -24,6 +24,7 @@ constexpr int kStepWarps = 12;
 // A tile is what one copy brings: 8 rows and 16 chunks of 64 columns of a weight, or as many keys
 // and values of a head.
 constexpr int kTileRows = 8, kTileChunks = 16;
+constexpr int kUnitPairs = kTileRows / 2;  // of adjacent outputs: a finisher's lane has one
 constexpr int kTileBytes = kTileRows * kTileChunks * kChunkColumns * 2;
 constexpr int kMaxStages = 13;
 constexpr int kSumSlots = 8;  // units under way from the consumers to the finishers, at most
@@ -213,7 +214,7 @@ struct StepBlock {
   //     before.
   __device__ __forceinline__ void Pass(int norm) {
     __syncwarp();
-    if (LaneId() == 0) words.passed[norm % 2].Arrive();
+    words.passed[norm % 2].ArriveAsWarp(LaneId());
   }
 
   // For consumers: waits until the tile is there.
@@ -225,7 +226,7 @@ struct StepBlock {
   // The warp is done with the tile.
   __device__ __forceinline__ void ReleaseTile(RingPlace& place, int lane) {
     __syncwarp();
-    if (lane == 0) words.empty[place.stage].Arrive();
+    words.empty[place.stage].ArriveAsWarp(lane);
     place.Advance(params.memory.stages);
   }
 

@@ -20,11 +20,11 @@ class Finisher {
         first_token_(warp_ * kFinisherTokens),
         tokens_(max(0, min(block.batch() - first_token_, kFinisherTokens))),
         group_(block.params.memory.unit_group) {
-    const int pairs = max(tokens_, 1) * kPairs, pair = lane_ % pairs;
+    const int pairs = max(tokens_, 1) * kUnitPairs, pair = lane_ % pairs;
     unit_ = lane_ / pairs;
-    token_ = first_token_ + pair / kPairs;
-    column_ = pair % kPairs * 2;
-    releases_ = pair == 0;
+    token_ = first_token_ + pair / kUnitPairs;
+    column_ = pair % kUnitPairs * 2;
+    releases_ = kAllLanesArrive || pair == 0;
   }
 
   __device__ void Run() {
@@ -50,8 +50,7 @@ class Finisher {
   }
 
  private:
-  static constexpr int kMostUnits = 4;          // that a warp takes at once
-  static constexpr int kPairs = kTileRows / 2;  // of adjacent outputs, of a unit
+  static constexpr int kMostUnits = 4;  // that a warp takes at once
   static constexpr std::type_identity<T> kType = {};
 
   // Takes units of a share as they come: prepare(at, valid) before the sums are there, then
@@ -75,10 +74,12 @@ class Finisher {
                          StepBlock<T>::kSumsWait);
       __syncwarp();
       float2 sum = {};
+      if (valid || !kAllLanesArrive) {  // who reads along has to arrive, if all must
 #pragma unroll
-      for (int warp = 0; warp < kConsumers; ++warp) {
-        const float2 part = *reinterpret_cast<const float2*>(parts + warp * kTileRows);
-        sum = {sum.x + part.x, sum.y + part.y};
+        for (int warp = 0; warp < kConsumers; ++warp) {
+          const float2 part = *reinterpret_cast<const float2*>(parts + warp * kTileRows);
+          sum = {sum.x + part.x, sum.y + part.y};
+        }
       }
       store(prepared, at, sum, valid);
       __syncwarp();
@@ -222,7 +223,7 @@ class Finisher {
     const bool writes = unit_ == 0 && column_ == 0;
     const auto publish = [&](int which, float total) {
 #pragma unroll
-      for (int lanes = 1; lanes < kPairs; lanes *= 2) {
+      for (int lanes = 1; lanes < kUnitPairs; lanes *= 2) {
         total += __shfl_xor_sync(kFullMask, total, lanes);
       }
       constexpr int kMaxBlocks = int(DecodeStepExchange::kMaxBlocks);
@@ -264,7 +265,7 @@ class Finisher {
       block_.words.moments[first_token_ + token] = moments;
     }
     __syncwarp();
-    if (lane_ == 0) block_.words.moments_found[norm % 2].Arrive();
+    block_.words.moments_found[norm % 2].ArriveAsWarp(lane_);
   }
 
   static constexpr int kTokenLanes = kWarpSize / kFinisherTokens;

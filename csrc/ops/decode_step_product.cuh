@@ -161,7 +161,7 @@ class Multiplier {
                    slot_.stage * batch * kSumsLine;
     fragments_.Write(sums, batch, lines);
     __syncwarp();
-    if (lane_ == 0) block_.words.sums_full[slot_.stage].Arrive();
+    block_.words.sums_full[slot_.stage].ArriveAsWarp(lane_);
     slot_.Advance(block_.params.memory.sum_slots);
   }
 

@@ -7,8 +7,15 @@
 #include <cstdint>
 
 #include "core/mma.cuh"
+#include "core/reduce.cuh"
 
 namespace eet {
+
+#ifdef EET_RACECHECK
+constexpr bool kAllLanesArrive = true;
+#else
+constexpr bool kAllLanesArrive = false;
+#endif
 
 class Barrier {
  public:
@@ -17,6 +24,8 @@ class Barrier {
     bytes_ = 0;
     phase_ = 0;
   }
+
+  void InitForWarps(int warps) { Init(kAllLanesArrive ? warps * kWarpSize : warps); }
 
   void Arrive() { ArriveIn(*emulated::current->block, this); }
 
@@ -28,6 +37,18 @@ class Barrier {
   void ArriveExpecting(int bytes) {
     bytes_ += bytes;
     Arrive();
+  }
+
+  void ArriveAsWarp(int lane) {
+    if (kAllLanesArrive || lane == 0) Arrive();
+  }
+
+  void ArriveAsWarpExpecting(int lane, int bytes) {
+    if (lane == 0) {
+      ArriveExpecting(bytes);
+    } else if (kAllLanesArrive) {
+      Arrive();
+    }
   }
 
   bool TryWait(int parity) {
