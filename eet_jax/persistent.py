@@ -10,6 +10,11 @@ from xla_ops import decode_step_bytes, decode_step_fits
 if TYPE_CHECKING:
     from eet_jax.state import DecodeState
 
+MOST_ROWS = 8
+"""Of states that decode by it unless told otherwise. It takes 16, but each of its blocks reads the
+inputs of all rows, and the layers one by one are faster: Llama-3.2-1B on an H200 took 1194 us for
+16 rows beside 1404."""
+
 
 def step_bytes(config: DecoderConfig, batch: int, max_keys: int, page_size: int) -> int:
     """Bytes of workspace that the kernel needs, 0 where it is not built for the decoder.

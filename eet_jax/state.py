@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from eet_jax import persistent
 from eet_jax.config import DecoderConfig
 from eet_jax.placement import Placement
 from eet_jax.plan import PAGE_SIZE, plan
@@ -50,8 +51,9 @@ class DecodeState:
     pooled: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether the kernels check that the arrays lie in a pool, as they must on the GPU"""
     persistent: bool = dataclasses.field(default=False, metadata={"static": True})
-    """Whether the device runs the persistent decode step; decoders and batches that it is built for
-    decode by it. ``dataclasses.replace(state, persistent=False)`` decodes layer by layer"""
+    """Whether decoders that the persistent decode step is built for decode by it: on devices that
+    run it, up to 8 rows. ``dataclasses.replace(state, persistent=False)`` decodes layer by layer,
+    and ``True`` takes up to 16 rows"""
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
     """Whose devices share the heads; each has the keys and values of its own"""
 
@@ -177,7 +179,9 @@ def init_state(
         workspace=placement.lease((p.workspace_bytes,), "uint8", split=SPLIT["workspace"]),
         **placement.put(small),
         pooled=device.platform == "gpu",
-        persistent=mesh is None and decode_step_problem(device) is None,
+        persistent=(
+            mesh is None and batch <= persistent.MOST_ROWS and decode_step_problem(device) is None
+        ),
         mesh=mesh,
     )
 

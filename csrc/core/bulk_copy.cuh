@@ -58,13 +58,17 @@ class Barrier {
 
   // By all lanes of a warp.
   __device__ __forceinline__ void ArriveAsWarp(int lane) {
-    if (kAllLanesArrive || lane == 0) Arrive();
+    if constexpr (kAllLanesArrive) {
+      Arrive();
+    } else if (lane == 0) {
+      Arrive();
+    }
   }
 
   __device__ __forceinline__ void ArriveAsWarpExpecting(int lane, int bytes) {
     if (lane == 0) {
       ArriveExpecting(bytes);
-    } else if (kAllLanesArrive) {
+    } else if constexpr (kAllLanesArrive) {
       Arrive();
     }
   }

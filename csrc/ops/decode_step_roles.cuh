@@ -260,8 +260,10 @@ class Lookout {
       const uint32_t* counter = block_.Counter(layer, phase);
       block_.watch.Until([&] { return int(LoadRelaxed(counter) + 1) >= enough; },
                          block_.What(layer, phase));
+      block_.words.reported[int(phase)].Arrive();
+    } else if (kAllLanesArrive) {
+      block_.words.reported[int(phase)].Arrive();
     }
-    block_.words.reported[int(phase)].ArriveAsWarp(lane_);
     block_.Trace(layer, phase, StepEvent::kReported);
     __syncwarp();
   }
