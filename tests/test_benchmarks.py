@@ -37,8 +37,16 @@ transformers_decode = load("transformers_decode")
 QUICK = ["--repeats", "2", "--loop-seconds", "0"]
 HERE = {"platforms": (jax.default_backend(),)}
 
-of_torch = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-"""torch's compiler for GPUs uses what torch has deprecated."""
+
+def of_torch(test):
+    """torch's compiler for GPUs uses what torch has deprecated, and warns of more."""
+    for ignored in (
+        "ignore::DeprecationWarning:torch",
+        "ignore:TensorFloat32:UserWarning",
+        "ignore:The CUDA Graph is empty:UserWarning",
+    ):
+        test = pytest.mark.filterwarnings(ignored)(test)
+    return test
 
 
 def test_decode(monkeypatch, tmp_path, capsys):

@@ -305,6 +305,7 @@ def test_the_phase_of_a_wrong_weight_is_named(path, phase):
 
 
 @needs_kernel
+@pytest.mark.gives_up
 def test_a_step_that_waits_too_long_is_given_up(monkeypatch):
     given = make(RAGGED)
     before = run(RAGGED, given)

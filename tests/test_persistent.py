@@ -23,7 +23,7 @@ from test_decoder_options import random_params
 
 import eet_jax
 import xla_ops
-from eet_jax import generation, persistent, requests
+from eet_jax import generation, persistent, requests, state
 from eet_jax.config import DecoderConfig
 from eet_jax.decoder import decode_active
 from eet_jax.forward import forward
@@ -130,6 +130,12 @@ def test_decodes_as_the_layers_one_by_one(twin, name):
     for a, b in zip(held(persisted), held(state), strict=True):
         assert cases.error(a, b) < 0.01
     assert np.asarray(persisted.status).tolist() == [0]
+
+
+def test_states_of_few_rows_decode_by_it(monkeypatch):
+    monkeypatch.setattr(state, "decode_step_problem", lambda device: None)
+    for batch, decodes in ((1, True), (persistent.MOST_ROWS, True), (9, False)):
+        assert eet_jax.init_state(CONFIG, batch).persistent is decodes
 
 
 @pytest.mark.parametrize(

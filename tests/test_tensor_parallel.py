@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_a_pool_for_each_device():
     assert 0 <= held - plan.kv_bytes - plan.activation_bytes < 4 * 256
     assert state.k.sharding.mesh == MESH
     small = [pools[0], eet_jax.BufferPool(256, device=DEVICES[1])]
-    with pytest.raises(MemoryError, match=rf"{DEVICES[1].platform}:1.* the capacity is 256"):
+    with pytest.raises(MemoryError, match=rf"{re.escape(str(DEVICES[1]))}.* the capacity is 256"):
         eet_jax.init_state(CONFIG, 2, mesh=MESH, pool=small)
     with pytest.raises(ValueError, match=r"pool must be of \[.*0.*1.*\], got \[.*0.*\]"):
         eet_jax.init_state(CONFIG, 2, mesh=MESH, pool=pools[0])
