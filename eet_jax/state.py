@@ -51,9 +51,9 @@ class DecodeState:
     pooled: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether the kernels check that the arrays lie in a pool, as they must on the GPU"""
     persistent: bool = dataclasses.field(default=False, metadata={"static": True})
-    """Whether decoders that the persistent decode step is built for decode by it: on devices that
-    run it, up to 8 rows. ``dataclasses.replace(state, persistent=False)`` decodes layer by layer,
-    and ``True`` takes up to 16 rows"""
+    """Whether decoders that the persistent decode step is built for decode by it, as they do for up
+    to 8 rows on devices that run it. ``dataclasses.replace(state, persistent=False)`` decodes layer
+    by layer, and ``True`` takes up to 16 rows"""
     mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
     """Whose devices share the heads; each has the keys and values of its own"""
 
