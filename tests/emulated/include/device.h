@@ -70,13 +70,7 @@ T __ldg(const T* pointer) {
   return *pointer;
 }
 
-template <typename T>
-T __ldcg(const T* pointer) {
-  return *pointer;
-}
-
 inline void __threadfence_block() {}
-inline void __threadfence() {}
 
 // Nobody else runs meanwhile.
 template <typename T>
