@@ -30,7 +30,7 @@ class Multiplier {
       if (count == 0) return;
       Work(unit, count);
       __syncwarp();
-      shared_.unit_empty[slot.index].ArriveAsWarp(Lane());
+      if (Arrives()) shared_.unit_empty[slot.index].Arrive();
     }
   }
 
@@ -38,6 +38,9 @@ class Multiplier {
   using Values = float[kDim / 2];  // as Scores, of columns instead of keys
 
   static __device__ __forceinline__ int Lane() { return threadIdx.x % kWarpSize; }
+
+  // As in Barrier::ArriveAsWarp, with which the compiler would keep the lane in a register.
+  static __device__ __forceinline__ bool Arrives() { return kAllLanesArrive || Lane() == 0; }
 
   // The first of this thread's two queries in the unit.
   __device__ __forceinline__ int FirstQuery() const {
@@ -63,7 +66,7 @@ class Multiplier {
       for (; tile > full_end; --tile) Step<false>(unit, tile, softmax, weights, values);
 #pragma unroll 1
       for (; tile > end; --tile) Step<true>(unit, tile, softmax, weights, values);
-      shared_.query_empty[group_].ArriveAsWarp(Lane());
+      if (Arrives()) shared_.query_empty[group_].Arrive();
       Last(weights, values);
     }
     Write(unit, count, softmax, values);
@@ -106,12 +109,12 @@ class Multiplier {
   }
 
   __device__ __forceinline__ void ReleaseKeys() {
-    shared_.key_empty[key_slot_.index].ArriveAsWarp(Lane());
+    if (Arrives()) shared_.key_empty[key_slot_.index].Arrive();
     key_slot_.Advance();
   }
 
   __device__ __forceinline__ void ReleaseValues() {
-    shared_.value_empty[value_slot_.index].ArriveAsWarp(Lane());
+    if (Arrives()) shared_.value_empty[value_slot_.index].Arrive();
     value_slot_.Advance();
   }
 
