@@ -168,6 +168,7 @@ def test_distribution(rng, implementation, settings):
     assert statistic < freedom + 6 * np.sqrt(2 * freedom)
 
 
+@pytest.mark.many_rows
 def test_positions_with_one_key_are_independent(rng):
     count = 20000
     key = jnp.tile(make_keys(rng, 1), (count, 1))
