@@ -34,6 +34,16 @@ __device__ __forceinline__ int64_t Nanoseconds() {
   return time;
 }
 
+// The multiprocessor's cycles, in units of 2^kTickBits. The clock of Nanoseconds takes longer to read
+// than most things take that are waited for.
+constexpr int kTickBits = 16;
+
+__device__ __forceinline__ uint32_t Ticks() {
+  int64_t cycles;
+  asm volatile("mov.u64 %0, %%clock64;" : "=l"(cycles));
+  return uint32_t(cycles >> kTickBits);
+}
+
 // The same words, as if they were new: the compiler computes what follows from them each time,
 // where it would keep the results in more registers than they take.
 __device__ __forceinline__ uint4 Anew(uint4 words) {

@@ -71,6 +71,7 @@ struct StepParams {
   DecodeStepExchange exchange;
   StepMemory memory;
   int tiles_in_flight;
+  uint32_t wait_limit;  // ticks
   EET_STEP_KNOB StepProfile profile = CurrentStepProfile();
 };
 
@@ -125,7 +126,7 @@ struct StepBlock {
       : params(step),
         memory(shared),
         words(*reinterpret_cast<StepWords*>(shared + step.memory.words)),
-        watch(step.args.wait_limit, &words.expired, step.args.status) {}
+        watch(step.wait_limit, &words.expired, step.args.status) {}
 
   __device__ const DecodeStepArgs<T>& args() const { return params.args; }
   __device__ const DecodeStepSizes& sizes() const { return params.args.sizes; }

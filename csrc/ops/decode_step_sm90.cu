@@ -1,6 +1,7 @@
 // The decode step on Hopper, seen from the host: how many blocks, how their shared memory is
 // divided, and the tensor maps. The kernel is in decode_step_kernel.cuh.
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "core/launch_problem.h"
@@ -14,6 +15,7 @@ struct Gpu {
   int multiprocessors = 0, shared_bytes = 0;
   bool fits = false;  // sm_90 with cooperative launches
   int tiles_in_flight = 0;
+  int kilohertz = 0;
 };
 
 // Tiles that each block has under way at a time. Fewer than memory needs leave it idle; more make
@@ -38,10 +40,17 @@ Gpu FindGpu() {
   cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   gpu.fits = major == 9 && minor == 0 && cooperative;
   gpu.tiles_in_flight = TilesInFlight(device);
+  cudaDeviceGetAttribute(&gpu.kilohertz, cudaDevAttrClockRate, device);
   return gpu;
 }
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Nanoseconds in ticks of a clock, at least: 0 stays 0, and more than half of what fits is that.
+uint32_t TicksOf(int64_t nanoseconds, int kilohertz) {
+  const double ticks = 1e-6 * double(nanoseconds) * kilohertz / (1 << kTickBits);
+  return uint32_t(std::min(std::ceil(ticks), double(1u << 31)));
+}
 
 // The number of blocks whose largest shares, added over the products of a layer, are smallest.
 int Grid(const DecodeStepSizes& sizes, int multiprocessors) {
@@ -143,7 +152,8 @@ void DecodeStep(Stream stream, const DecodeStepArgs<T>& args) {
   StepParams<T> params{.args = args,
                        .exchange = DecodeStepExchange(args.sizes),
                        .memory = Divide(args.sizes, norm_rows, grid, gpu.shared_bytes),
-                       .tiles_in_flight = gpu.tiles_in_flight};
+                       .tiles_in_flight = gpu.tiles_in_flight,
+                       .wait_limit = TicksOf(args.wait_limit, gpu.kilohertz)};
   if (params.profile.tiles_in_flight > 0) params.tiles_in_flight = params.profile.tiles_in_flight;
   if (!MakeMaps(params)) return;
   cudaMemsetAsync(args.exchange, params.profile.exchange_fill, params.exchange.bytes(), stream);

@@ -30,31 +30,25 @@ __device__ __forceinline__ bool IsThere(const uint4& words) {
 // without waiting, on whatever it finds, and its status says that the results are worthless.
 class Watch {
  public:
-  __device__ Watch(int64_t nanoseconds, volatile int* expired, int32_t* status)
-      : limit_(nanoseconds), expired_(expired), status_(status) {}
+  __device__ Watch(uint32_t ticks, volatile int* expired, int32_t* status)
+      : limit_(ticks), expired_(expired), status_(status) {}
 
   // Looks until `condition()`; `what` is kept as the status if that takes too long. Conditions are
   // compiled once, in place: what they load stays in registers.
   template <typename Condition>
   __device__ __forceinline__ void Until(Condition&& condition, int what) {
-    int64_t start = 0;
-    for (int looks = 0; !condition(); ++looks) {
+    for (const uint32_t start = Ticks(); !condition();) {
       if (expired()) return;
-      // Reading the clock takes longer than a look.
-      if (looks % 64 != 63 && limit_ > 0) continue;
-      const int64_t now = Nanoseconds();
-      if (start == 0) start = now;
-      if (now - start >= limit_) {
-        *expired_ = 1;
-        *status_ = 1 + what;
-      }
+      if (Ticks() - start < limit_) continue;
+      *expired_ = 1;
+      *status_ = 1 + what;
     }
   }
 
   __device__ bool expired() const { return *expired_; }
 
  private:
-  int64_t limit_;
+  uint32_t limit_;
   volatile int* expired_;
   int32_t* status_;
 };

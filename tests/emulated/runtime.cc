@@ -83,6 +83,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrCooperativeLaunch:
       *value = 1;
       break;
+    case cudaDevAttrClockRate:
+      *value = 1'000'000;  // kHz: a cycle takes a nanosecond
+      break;
     case cudaDevAttrMemoryClockRate:  // in kHz
       *value = 3'201'000;
       break;

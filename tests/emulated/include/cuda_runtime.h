@@ -20,6 +20,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrCooperativeLaunch,
   cudaDevAttrMemoryClockRate,
+  cudaDevAttrClockRate,
   cudaDevAttrGlobalMemoryBusWidth
 };
 enum cudaLaunchAttributeID {

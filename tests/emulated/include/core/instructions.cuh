@@ -21,6 +21,11 @@ inline int64_t Nanoseconds() {
   return emulated::current->block->grid->time;
 }
 
+constexpr int kTickBits = 16;
+
+// A cycle takes a nanosecond.
+inline uint32_t Ticks() { return uint32_t(Nanoseconds() >> kTickBits); }
+
 inline uint4 Anew(uint4 words) { return words; }
 
 inline float FastExp2(float x) { return std::exp2(x); }
