@@ -8,6 +8,15 @@ namespace eet {
 constexpr int kStepThreads = kStepWarps * kWarpSize;
 constexpr int kBeginBarrier = 1, kBegunBarrier = 2;  // of the hardware's named barriers
 
+// This block's part of each product; by so many threads, before anything else.
+template <typename T>
+__device__ void FindUnits(StepBlock<T>& block, Product product) {
+  const DecodeStepSizes& sizes = block.sizes();
+  const int64_t outs[] = {sizes.qkv_size(), sizes.hidden, sizes.up_size(), sizes.hidden,
+                          sizes.vocab};
+  block.words.units[product] = UnitRange::Of(outs[product]);
+}
+
 // Barriers and words; by one thread, before anything else.
 template <typename T>
 __device__ void InitWords(StepBlock<T>& block) {

@@ -49,6 +49,28 @@ struct StepMemory {
   int bytes;
 };
 
+// The products of a step: those of a layer in the order of a token, and the head after the last
+// layer.
+enum Product : int { kQkvProduct, kOutProduct, kUpProduct, kDownProduct, kHeadProduct };
+constexpr int kLayerProducts = 4, kProducts = 5;
+
+// A block's units of eight outputs of a product.
+struct UnitRange {
+  int begin, end;
+
+  __device__ static int Units(int64_t out) { return int((out + kTileRows - 1) / kTileRows); }
+
+  __device__ bool empty() const { return begin == end; }
+
+  // Blocks that have any.
+  __device__ static int Blocks(int64_t out) { return min(Units(out), int(gridDim.x)); }
+
+  __device__ static UnitRange Of(int64_t out) {
+    const uint32_t units = uint32_t(Units(out));
+    return {int(units * blockIdx.x / gridDim.x), int(units * (blockIdx.x + 1) / gridDim.x)};
+  }
+};
+
 // Words of shared memory with a fixed place.
 struct StepWords {
   Barrier full[kMaxStages], empty[kMaxStages];
@@ -57,6 +79,7 @@ struct StepWords {
   // attention and feed-forward: the finishers have found the moments; everybody has passed. Each
   // goes round once a layer, and Pass says why a parity tells layers apart.
   Barrier reported[kPhases], moments_found[2], passed[2];
+  UnitRange units[kProducts];   // found once, for dividing takes a warp half a microsecond
   float2 moments[kStepTokens];  // of the stream: mean and reciprocal deviation
   int rows[kStepTokens], positions[kStepTokens];
   int pages[kStepTokens];          // where the tokens' keys go
@@ -75,32 +98,21 @@ struct StepParams {
   EET_STEP_KNOB StepProfile profile = CurrentStepProfile();
 };
 
-// The products of a layer, by the phases that they end in.
-__device__ constexpr Phase kProducts[] = {Phase::kQkv, Phase::kAttentionOut, Phase::kUp,
-                                          Phase::kDown};
+// The phases that a layer's products end in.
+__device__ constexpr Phase kPhaseOf[] = {Phase::kQkv, Phase::kAttentionOut, Phase::kUp,
+                                         Phase::kDown};
 
-// The part of a product that a block takes: units of eight outputs, in the order of its tiles.
-// The input is taken in slabs; where there are several, units go in groups, so that each slab is
-// brought once for a group.
-struct ProductShare {
-  int begin, end;  // units
-  int chunks;      // of 64 columns, of the input
+// The part of a product that a block takes: units in the order of its tiles. The input is taken in
+// slabs; where there are several, units go in groups, so that each slab is brought once for a group.
+struct ProductShare : UnitRange {
+  int chunks;  // of 64 columns, of the input
   int slab, group;
 
-  __device__ ProductShare(int64_t out, int64_t in, int slab_chunks)
-      : chunks(int(in / kChunkColumns)), slab(slab_chunks) {
-    const int units = Units(out);
-    begin = int(uint32_t(units) * blockIdx.x / gridDim.x);
-    end = int(uint32_t(units) * (blockIdx.x + 1) / gridDim.x);
+  __device__ ProductShare(const UnitRange& units, int64_t in, int slab_chunks)
+      : UnitRange(units), chunks(int(in / kChunkColumns)), slab(slab_chunks) {
     group = chunks <= slab ? 1 : kUnitGroup;
   }
 
-  __device__ static int Units(int64_t out) { return int((out + kTileRows - 1) / kTileRows); }
-
-  // Blocks that have a part.
-  __device__ static int Blocks(int64_t out) { return min(Units(out), int(gridDim.x)); }
-
-  __device__ bool empty() const { return begin == end; }
 };
 
 // A place in the ring, and how often it has come round.
@@ -137,8 +149,9 @@ struct StepBlock {
     Note(params.profile.moments, layer, phase, event);
   }
 
-  __device__ ProductShare Share(int64_t out, int64_t in) const {
-    return ProductShare(out, in, params.memory.slab_chunks);
+  // Of a product with so many inputs.
+  __device__ ProductShare Share(Product product, int64_t in) const {
+    return ProductShare(words.units[product], in, params.memory.slab_chunks);
   }
 
   // Where a layer's phases leave their results.

@@ -32,11 +32,11 @@ class Finisher {
     const DecodeStepSizes& sizes = block_.sizes();
     LoadResidual();
     // One call of each, so that the code stays small.
-    for (int layer = 0, i = 0;; i = (i + 1) % 4, layer += i == 0) {
-      const bool head = layer == sizes.layers, up = kProducts[i] == Phase::kUp;
-      if (up || kProducts[i] == Phase::kQkv) FindMoments(layer, up);
+    for (int layer = 0, i = 0;; i = (i + 1) % kLayerProducts, layer += i == 0) {
+      const bool head = layer == sizes.layers, up = kPhaseOf[i] == Phase::kUp;
+      if (up || kPhaseOf[i] == Phase::kQkv) FindMoments(layer, up);
       if (head) return FinishHead();
-      switch (kProducts[i]) {
+      switch (kPhaseOf[i]) {
         case Phase::kQkv:
           FinishQkv(layer);
           break;
@@ -44,7 +44,7 @@ class Finisher {
           FinishUp(layer);
           break;
         default:
-          FinishResidual(layer, kProducts[i]);
+          FinishResidual(layer, kPhaseOf[i]);
       }
     }
   }
@@ -57,7 +57,7 @@ class Finisher {
   // store(prepared, at, sum, valid). `at` is the first of the lane's two outputs; it has none
   // where not `valid`.
   template <typename Prepare, typename Store>
-  __device__ __forceinline__ void Take(const ProductShare& share, Prepare&& prepare,
+  __device__ __forceinline__ void Take(const UnitRange& share, Prepare&& prepare,
                                        Store&& store) {
     const int line = block_.batch() * kSumsLine;
     const float* sums = reinterpret_cast<const float*>(block_.memory + block_.params.memory.sums) +
@@ -89,7 +89,7 @@ class Finisher {
   }
 
   // Tells the lookouts that this warp's part of a phase is there.
-  __device__ __forceinline__ void Count(const ProductShare& share, int layer, Phase phase) {
+  __device__ __forceinline__ void Count(const UnitRange& share, int layer, Phase phase) {
     __syncwarp();
     if (lane_ == 0 && !share.empty()) CountRelaxed(block_.Counter(layer, phase));
     block_.Trace(layer, phase, StepEvent::kFinished);
@@ -112,7 +112,7 @@ class Finisher {
     const DecodeStepSizes& sizes = args.sizes;
     const int size = int(sizes.qkv_size()), dim = int(sizes.head_dim);
     const int group = int(sizes.heads / sizes.kv_heads) + 2;
-    const ProductShare share = block_.Share(size, kChunkColumns);
+    const UnitRange share = block_.words.units[kQkvProduct];
     struct Prepared {
       float2 bias, rotation;  // cosine and sine
     };
@@ -138,7 +138,7 @@ class Finisher {
     const int size = int(args.sizes.up_size());
     const int64_t inner = args.sizes.inner, offset = block_.params.exchange.up;
     const Activation activation = args.activation;
-    const ProductShare share = block_.Share(size, kChunkColumns);
+    const UnitRange share = block_.words.units[kUpProduct];
     const auto prepare = [&](int at, bool valid) {
       return Bias(args.up_bias, int64_t{layer} * size + at, valid);
     };
@@ -167,7 +167,7 @@ class Finisher {
     const T* biases = down ? args.down_bias : args.o_bias;
     const int64_t offset = down ? exchange.down : exchange.attention_out;
     const int hidden = int(args.sizes.hidden);
-    const ProductShare share = block_.Share(hidden, kChunkColumns);
+    const UnitRange share = block_.words.units[kOutProduct];
     const auto prepare = [&](int at, bool valid) {
       const float2 stream = *Residual(share, at);
       const float2 bias = Bias(biases, int64_t{layer} * hidden + at, valid);
@@ -186,7 +186,7 @@ class Finisher {
   __device__ __forceinline__ void FinishHead() {
     const DecodeStepArgs<T>& args = block_.args();
     const int vocab = int(args.sizes.vocab);
-    const ProductShare share = block_.Share(vocab, kChunkColumns);
+    const UnitRange share = block_.words.units[kHeadProduct];
     const float scale = block_.words.rows[token_] < 0 ? NAN : scale_;
     float* logits = args.logits + int64_t{token_} * vocab;
     Take(
@@ -200,7 +200,7 @@ class Finisher {
 
   __device__ void LoadResidual() {
     const int hidden = int(block_.sizes().hidden);
-    const ProductShare share = block_.Share(hidden, kChunkColumns);
+    const UnitRange share = block_.words.units[kOutProduct];
     if (unit_ == 0) {
       for (int unit = share.begin; unit < share.end; ++unit) {
         const int at = unit * kTileRows + column_;
@@ -213,7 +213,7 @@ class Finisher {
   }
 
   // Leaves this block's sums over the stream for the finishers of all blocks.
-  __device__ __forceinline__ void PublishStatistics(int norm, const ProductShare& share) {
+  __device__ __forceinline__ void PublishStatistics(int norm, const UnitRange& share) {
     float squares = 0.0f, sum = 0.0f;
     for (int unit = share.begin; unit < share.end; ++unit) {
       const float2 stream = *Residual(share, unit * kTileRows + column_);
@@ -315,7 +315,7 @@ class Finisher {
   }
 
   // Where this block keeps outputs `at` and the next of the stream, for this lane's token.
-  __device__ float2* Residual(const ProductShare& share, int at) const {
+  __device__ float2* Residual(const UnitRange& share, int at) const {
     return reinterpret_cast<float2*>(block_.memory + block_.params.memory.residual) +
            (at - share.begin * kTileRows) / 2 * block_.batch() + token_;
   }

@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(kStepThreads, 1)
   StepBlock<T> block(params, memory);
   const int warp = threadIdx.x / kWarpSize;
   if (threadIdx.x == 0) InitWords(block);
+  if (warp == 1 && LaneId() < kProducts) FindUnits(block, Product(LaneId()));
   __syncthreads();
   // Registers are dealt to groups of four warps, 168 to each thread at the launch. The last group
   // gives most of its own to the other two: 72 + 2 * 216 = 3 * 168. With more they would wait for

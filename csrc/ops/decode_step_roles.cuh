@@ -12,6 +12,7 @@ namespace eet {
 template <typename T>
 struct ProductStep {
   StepInput<T> input;
+  Product product;
   int64_t out, in;
 };
 
@@ -32,13 +33,14 @@ __device__ ProductStep<T> ProductOf(const StepBlock<T>& block, int layer, Phase 
   StepInput<T> input;
   switch (phase) {
     case Phase::kAttentionOut:
-      return {from(layer, Phase::kAttended, exchange.attended), sizes.hidden, sizes.q_size()};
+      return {from(layer, Phase::kAttended, exchange.attended), kOutProduct, sizes.hidden,
+              sizes.q_size()};
     case Phase::kUp:
       input = from(layer, Phase::kAttentionOut, exchange.attention_out);
       input.normed = true;
-      return {input, sizes.up_size(), sizes.hidden};
+      return {input, kUpProduct, sizes.up_size(), sizes.hidden};
     case Phase::kDown:
-      return {from(layer, Phase::kUp, exchange.up), sizes.hidden, sizes.inner};
+      return {from(layer, Phase::kUp, exchange.up), kDownProduct, sizes.hidden, sizes.inner};
     default:
       input = from(layer - 1, Phase::kDown, exchange.down);
       input.normed = true;
@@ -46,7 +48,8 @@ __device__ ProductStep<T> ProductOf(const StepBlock<T>& block, int layer, Phase 
         input.words = reinterpret_cast<const uint32_t*>(args.x);
         input.exchanged = false;
       }
-      return {input, layer == sizes.layers ? sizes.vocab : sizes.qkv_size(), sizes.hidden};
+      if (layer == sizes.layers) return {input, kHeadProduct, sizes.vocab, sizes.hidden};
+      return {input, kQkvProduct, sizes.qkv_size(), sizes.hidden};
   }
 }
 
@@ -59,18 +62,18 @@ __device__ void Consume(StepBlock<T>& block) {
   InputSlab<T> slab(block);
   Attender<T, kDim> attender(block);
   // One call of each, so that the code stays small.
-  for (int layer = 0, i = 0;; i = (i + 1) % 4, layer += i == 0) {
-    const bool attends = kProducts[i] == Phase::kAttentionOut && block.params.profile.attends;
+  for (int layer = 0, i = 0;; i = (i + 1) % kLayerProducts, layer += i == 0) {
+    const bool attends = kPhaseOf[i] == Phase::kAttentionOut && block.params.profile.attends;
     if (attends) attender.Run(layer, place);
-    const ProductStep<T> step = ProductOf(block, layer, kProducts[i]);
-    const ProductShare share = block.Share(step.out, step.in);
-    if (!share.empty()) block.Trace(layer, kProducts[i], StepEvent::kBegan);
+    const ProductStep<T> step = ProductOf(block, layer, kPhaseOf[i]);
+    const ProductShare share = block.Share(step.product, step.in);
+    if (!share.empty()) block.Trace(layer, kPhaseOf[i], StepEvent::kBegan);
     slab.Await(step.input);
     if (!share.empty()) {
       slab.Begin(step.input, share);
-      block.Trace(layer, kProducts[i], StepEvent::kStaged);
+      block.Trace(layer, kPhaseOf[i], StepEvent::kStaged);
       multiplier.Run(share, slab, place);
-      block.Trace(layer, kProducts[i], StepEvent::kMultiplied);
+      block.Trace(layer, kPhaseOf[i], StepEvent::kMultiplied);
     }
     if (layer == layers) return;
     if (step.input.normed) block.Pass(step.input.norm);
@@ -93,13 +96,13 @@ class Producer {
     const DecodeStepSizes& sizes = params.args.sizes;
     const CUtensorMap* maps[] = {&params.qkv, &params.o, &params.up, &params.down};
     const int layers = int(sizes.layers);
-    for (int layer = 0, i = 0; layer < layers || i == 0; i = (i + 1) % 4, layer += i == 0) {
+    for (int layer = 0, i = 0; layer < layers || i == 0; i = (i + 1) % kLayerProducts, layer += i == 0) {
       if (i == 1 && params.profile.attends) Cache(layer);
       const bool head = layer == layers;
-      const ProductStep<T> step = ProductOf(block_, layer, kProducts[i]);
+      const ProductStep<T> step = ProductOf(block_, layer, kPhaseOf[i]);
       if (lane_ == 0) {
         Product(head ? params.head : *maps[i], head ? 0 : layer * int(step.out),
-                block_.Share(step.out, step.in));
+                block_.Share(step.product, step.in));
       }
       __syncwarp();
     }
@@ -229,19 +232,19 @@ class Lookout {
     for (int layer = 0; layer < sizes.layers; ++layer) {
       deal_.Deal(layer);
       AwaitPassed(1, layer - 1);
-      Await(layer, Phase::kQkv, finishers * ProductShare::Blocks(sizes.qkv_size()));
+      Await(layer, Phase::kQkv, finishers * UnitRange::Blocks(sizes.qkv_size()));
       BringNorm(block_, 1, args.mlp_norm, layer);
       Await(layer, Phase::kPartials, deal_.items());
       Await(layer, Phase::kAttended, deal_.merging_warps());
-      Await(layer, Phase::kAttentionOut, finishers * ProductShare::Blocks(sizes.hidden));
+      Await(layer, Phase::kAttentionOut, finishers * UnitRange::Blocks(sizes.hidden));
       AwaitPassed(0, layer);
       if (layer + 1 < sizes.layers) {
         BringNorm(block_, 0, args.attention_norm, layer + 1);
       } else {
         BringNorm(block_, 0, args.final_norm, 0);
       }
-      Await(layer, Phase::kUp, finishers * ProductShare::Blocks(sizes.up_size()));
-      Await(layer, Phase::kDown, finishers * ProductShare::Blocks(sizes.hidden));
+      Await(layer, Phase::kUp, finishers * UnitRange::Blocks(sizes.up_size()));
+      Await(layer, Phase::kDown, finishers * UnitRange::Blocks(sizes.hidden));
     }
   }
 
