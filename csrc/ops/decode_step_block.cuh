@@ -28,7 +28,7 @@ constexpr int kUnitPairs = kTileRows / 2;  // of adjacent outputs: a finisher's 
 constexpr int kTileBytes = kTileRows * kTileChunks * kChunkColumns * 2;
 constexpr int kMaxStages = 13;
 constexpr int kSumSlots = 8;  // units under way from the consumers to the finishers, at most
-constexpr int kCachedPages = 512;
+constexpr int kKnownTiles = 512;
 constexpr int kSumsLine = (kConsumers + 1) * kTileRows;  // a token's, so that banks do not collide
 constexpr int kUnitGroup = 2;  // units multiplied together where the input does not fit at once
 
@@ -83,7 +83,7 @@ struct StepWords {
   float2 moments[kStepTokens];  // of the stream: mean and reciprocal deviation
   int rows[kStepTokens], positions[kStepTokens];
   int pages[kStepTokens];          // where the tokens' keys go
-  int cached_pages[kCachedPages];  // of the block's first tiles of the cache
+  int cache_rows[kKnownTiles];     // of the block's first tiles of the cache, in the first layer
   volatile int expired;
 };
 

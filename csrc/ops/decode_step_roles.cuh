@@ -164,20 +164,30 @@ class Producer {
     const StepParams<T>& params = block_.params;
     if (layer == 0) AwaitBegun();
     deal_.Deal(layer);
-    // The same pages in all layers: looking them up would hold up the stream.
-    const bool cached = layer > 0 && block_.Window(layer) == block_.Window(layer - 1);
-    int entry = lane_;  // of this lane's next tile among the cached
+    // Mostly the same in all layers: finding them would hold up the stream.
+    const bool dealt_before = layer > 0 && block_.Window(layer) == block_.Window(layer - 1);
+    const int of_layer = layer * int(params.args.sizes.pages) * PageRows();
+    int entry = lane_;  // of this lane's next tile among those that are known
     for (int round = 0; round < deal_.rounds(); ++round) {
       const AttentionItem item = deal_.ItemOfLane(round);
-      int next = PageOf(item, 0, entry, cached);
+      const auto known = [&] { return dealt_before && entry < kKnownTiles; };
+      const auto look = [&](int tile) {
+        if (tile >= item.tiles) return 0;
+        return known() ? block_.words.cache_rows[entry] : PageOf(item, tile);
+      };
+      int next = look(0);
       for (int tile = 0; __any_sync(kFullMask, tile < item.tiles); ++tile) {
-        const int row = CacheRow(layer, item, tile, next);
+        int row = next;
+        if (!known() && tile < item.tiles) {
+          row = CacheRow(item, tile, next);
+          if (entry < kKnownTiles) block_.words.cache_rows[entry] = row;
+        }
         entry += kConsumers;
-        next = PageOf(item, tile + 1, entry, cached);  // while this one is under way
-        for (int warp = 0; warp < kConsumers; ++warp) {
-          const bool exists = __shfl_sync(kFullMask, tile < item.tiles, warp);
-          const int first = __shfl_sync(kFullMask, row, warp);
-          if (lane_ != 0 || !exists) continue;
+        next = look(tile + 1);  // while this one is under way
+        for (unsigned warps = __ballot_sync(kFullMask, tile < item.tiles); warps != 0;
+             warps &= warps - 1) {
+          const int first = of_layer + __shfl_sync(kFullMask, row, __ffs(warps) - 1);
+          if (lane_ != 0) continue;
           Order(Tile::kBytes, [&](char* shared, Barrier& barrier) {
             CopyTile(shared, params.k, 0, first, barrier, policy_);
             CopyTile(shared + Tile::kHalf, params.v, 0, first, barrier, policy_);
@@ -187,25 +197,25 @@ class Producer {
     }
   }
 
-  // The page of an item's tile.
-  __device__ int PageOf(const AttentionItem& item, int tile, int entry, bool cached) const {
-    if (tile >= item.tiles) return 0;
-    if (cached && entry < kCachedPages) return block_.words.cached_pages[entry];
-    const DecodeStepSizes& sizes = block_.sizes();
-    const int key = item.first_key + tile * CacheTile<T, kDim>::kKeys;
-    const int page =
-        __ldg(block_.args().page_table + block_.words.rows[item.token] * sizes.max_pages +
-              key / int(sizes.page_size));
-    if (entry < kCachedPages) block_.words.cached_pages[entry] = page;
-    return page;
+  __device__ static int FirstKey(const AttentionItem& item, int tile) {
+    return item.first_key + tile * CacheTile<T, kDim>::kKeys;
   }
 
-  // The cache, seen as rows of one head each, at the item's tile.
-  __device__ int CacheRow(int layer, const AttentionItem& item, int tile, int page) const {
+  // The page of an item's tile.
+  __device__ int PageOf(const AttentionItem& item, int tile) const {
     const DecodeStepSizes& sizes = block_.sizes();
-    const int key = item.first_key + tile * CacheTile<T, kDim>::kKeys, size = int(sizes.page_size);
-    return ((layer * int(sizes.pages) + page) * int(sizes.kv_heads) + item.kv_head) * size +
-           key % size;
+    return __ldg(block_.args().page_table + block_.words.rows[item.token] * sizes.max_pages +
+                 FirstKey(item, tile) / int(sizes.page_size));
+  }
+
+  // The cache, seen as rows of one head each: those of a page, and the first of an item's tile.
+  __device__ int PageRows() const {
+    return int(block_.sizes().kv_heads) * int(block_.sizes().page_size);
+  }
+
+  __device__ int CacheRow(const AttentionItem& item, int tile, int page) const {
+    const int size = int(block_.sizes().page_size);
+    return page * PageRows() + item.kv_head * size + FirstKey(item, tile) % size;
   }
 
   StepBlock<T>& block_;

@@ -48,10 +48,7 @@ class ItemDeal {
   __device__ int merging_warps() const { return min(tasks_, int(gridDim.x) * kConsumers); }
 
   // Rounds in which each consumer warp of this block has at most one item.
-  __device__ int rounds() const {
-    const int mine = (items_ - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
-    return (max(mine, 0) + kConsumers - 1) / kConsumers;
-  }
+  __device__ int rounds() const { return rounds_; }
 
   // The item of consumer warp `lane` in a round, for lanes below kConsumers; others, and warps
   // without one, get an item without heads and tiles.
@@ -101,6 +98,8 @@ class ItemDeal {
     }
     items_ = __shfl_sync(kFullMask, items_end_, LastToken());
     tasks_ = __shfl_sync(kFullMask, tasks_end_, LastToken());
+    const int mine = (items_ - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
+    rounds_ = (max(mine, 0) + kConsumers - 1) / kConsumers;
   }
 
   __device__ AttentionItem FindItem(int round) const {
@@ -148,7 +147,7 @@ class ItemDeal {
   int window_ = -1;  // of what is dealt
   int position_ = 0, group_, head_blocks_;
   int items_end_ = 0, tasks_end_ = 0;  // up to and with this lane's token
-  int items_ = 0, tasks_ = 0;
+  int items_ = 0, tasks_ = 0, rounds_ = 0;
   AttentionItem first_round_;
 };
 
