@@ -38,7 +38,6 @@ class ItemDeal {
     if (window == window_) return;
     window_ = window;
     DealWindow();
-    first_round_ = FindItem(0);
   }
 
   __device__ int items() const { return items_; }
@@ -51,9 +50,34 @@ class ItemDeal {
   __device__ int rounds() const { return rounds_; }
 
   // The item of consumer warp `lane` in a round, for lanes below kConsumers; others, and warps
-  // without one, get an item without heads and tiles.
+  // without one, get an item without heads and tiles. Found anew in every layer: kept, it would take
+  // the registers that attention needs.
   __device__ __forceinline__ AttentionItem ItemOfLane(int round) const {
-    return round == 0 ? first_round_ : FindItem(round);
+    const int lane = LaneId();
+    const int index = int(blockIdx.x) + int(gridDim.x) * (round * kConsumers + lane);
+    const int token = Owner(items_end_, index);
+    const int end_before = __shfl_sync(kFullMask, items_end_, max(token - 1, 0));
+    const int count = max(__shfl_sync(kFullMask, splits_.count, token), 1);
+    AttentionItem item;
+    item.token = token;
+    item.position = __shfl_sync(kFullMask, position_, token);
+    KeySplits splits(KeyRange{});
+    splits.keys.begin = __shfl_sync(kFullMask, splits_.keys.begin, token);
+    splits.keys.end = __shfl_sync(kFullMask, splits_.keys.end, token);
+    splits.first = __shfl_sync(kFullMask, splits_.first, token);
+    splits.size = __shfl_sync(kFullMask, splits_.size, token);
+    if (lane >= kConsumers || index >= items_) return {};
+    const int local = index - (token == 0 ? 0 : end_before), heads = local / count;
+    item.split = local % count;
+    item.splits = count;
+    item.kv_head = heads / head_blocks_;
+    item.first_head = heads % head_blocks_ * kItemHeads;
+    item.heads = min(group_ - item.first_head, kItemHeads);
+    item.keys = splits[item.split];
+    if (item.keys.empty()) return item;
+    item.first_key = item.keys.begin / tile_keys_ * tile_keys_;
+    item.tiles = (item.keys.end - item.first_key + tile_keys_ - 1) / tile_keys_;
+    return item;
   }
 
   __device__ MergeTask Task(int index) const {
@@ -102,34 +126,6 @@ class ItemDeal {
     rounds_ = (max(mine, 0) + kConsumers - 1) / kConsumers;
   }
 
-  __device__ AttentionItem FindItem(int round) const {
-    const int lane = LaneId();
-    const int index = int(blockIdx.x) + int(gridDim.x) * (round * kConsumers + lane);
-    const int token = Owner(items_end_, index);
-    const int end_before = __shfl_sync(kFullMask, items_end_, max(token - 1, 0));
-    const int count = max(__shfl_sync(kFullMask, splits_.count, token), 1);
-    AttentionItem item;
-    item.token = token;
-    item.position = __shfl_sync(kFullMask, position_, token);
-    KeySplits splits(KeyRange{});
-    splits.keys.begin = __shfl_sync(kFullMask, splits_.keys.begin, token);
-    splits.keys.end = __shfl_sync(kFullMask, splits_.keys.end, token);
-    splits.first = __shfl_sync(kFullMask, splits_.first, token);
-    splits.size = __shfl_sync(kFullMask, splits_.size, token);
-    if (lane >= kConsumers || index >= items_) return {};
-    const int local = index - (token == 0 ? 0 : end_before), heads = local / count;
-    item.split = local % count;
-    item.splits = count;
-    item.kv_head = heads / head_blocks_;
-    item.first_head = heads % head_blocks_ * kItemHeads;
-    item.heads = min(group_ - item.first_head, kItemHeads);
-    item.keys = splits[item.split];
-    if (item.keys.empty()) return item;
-    item.first_key = item.keys.begin / tile_keys_ * tile_keys_;
-    item.tiles = (item.keys.end - item.first_key + tile_keys_ - 1) / tile_keys_;
-    return item;
-  }
-
   __device__ int LastToken() const { return block_.batch() - 1; }
 
   // The token whose part holds `index`, by the parts' ends; the last for an index beyond.
@@ -148,7 +144,6 @@ class ItemDeal {
   int position_ = 0, group_, head_blocks_;
   int items_end_ = 0, tasks_end_ = 0;  // up to and with this lane's token
   int items_ = 0, tasks_ = 0, rounds_ = 0;
-  AttentionItem first_round_;
 };
 
 }  // namespace eet
