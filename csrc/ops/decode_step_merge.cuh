@@ -19,7 +19,16 @@ class Merger {
     if (first >= tasks) return;
     block_.Trace(layer, Phase::kAttended, StepEvent::kBegan);
     block_.AwaitReport(layer, Phase::kPartials);
-    for (int task = first; task < tasks; task += stride) MergeOne(layer, deal.Task(task));
+    for (int task = first; task < tasks; task += stride) {
+      const MergeTask merge = deal.Task(task);
+      // What runs is as long as what there is to merge: code that is not in a cache takes longer to
+      // come than to run.
+      if (merge.splits <= kLanesSplits) {
+        MergeOne<1>(layer, merge);
+      } else {
+        MergeOne<kMaxSplits / kLanesSplits>(layer, merge);
+      }
+    }
     __syncwarp();
     if (lane_ == 0) CountRelaxed(block_.Counter(layer, Phase::kAttended));
     block_.Trace(layer, Phase::kAttended, StepEvent::kFinished);
@@ -28,9 +37,11 @@ class Merger {
  private:
   static constexpr int kHeadWords = kDim / 2;
 
-  // Lane s * 2 + c sums eight columns of splits s, s + 16, ...
-  __device__ void MergeOne(int layer, const MergeTask& task) {
-    constexpr int kMost = kMaxSplits / 16;
+  static constexpr int kLanesSplits = kWarpSize / 2;
+
+  // Lane s * 2 + c sums eight columns of splits s, s + 16, ..., of which there are at most kMost.
+  template <int kMost>
+  __device__ __forceinline__ void MergeOne(int layer, const MergeTask& task) {
     const DecodeStepExchange& exchange = block_.params.exchange;
     const int64_t head = task.token * block_.sizes().heads + task.head;
     const uint32_t* log_words = block_.Exchange(layer, exchange.log_sums) + head * exchange.splits;
