@@ -34,8 +34,8 @@ __device__ __forceinline__ int64_t Nanoseconds() {
   return time;
 }
 
-// The multiprocessor's cycles, in units of 2^kTickBits. The clock of Nanoseconds takes longer to read
-// than most things take that are waited for.
+// The multiprocessor's cycles, in units of 2^kTickBits. The clock of Nanoseconds takes longer to
+// read than most things take that are waited for.
 constexpr int kTickBits = 16;
 
 __device__ __forceinline__ uint32_t Ticks() {

@@ -82,8 +82,8 @@ struct StepWords {
   UnitRange units[kProducts];   // found once, for dividing takes a warp half a microsecond
   float2 moments[kStepTokens];  // of the stream: mean and reciprocal deviation
   int rows[kStepTokens], positions[kStepTokens];
-  int pages[kStepTokens];          // where the tokens' keys go
-  int cache_rows[kKnownTiles];     // of the block's first tiles of the cache, in the first layer
+  int pages[kStepTokens];       // where the tokens' keys go
+  int cache_rows[kKnownTiles];  // of the block's first tiles of the cache, in the first layer
   volatile int expired;
 };
 
@@ -103,7 +103,8 @@ __device__ constexpr Phase kPhaseOf[] = {Phase::kQkv, Phase::kAttentionOut, Phas
                                          Phase::kDown};
 
 // The part of a product that a block takes: units in the order of its tiles. The input is taken in
-// slabs; where there are several, units go in groups, so that each slab is brought once for a group.
+// slabs; where there are several, units go in groups, so that each slab is brought once for a
+// group.
 struct ProductShare : UnitRange {
   int chunks;  // of 64 columns, of the input
   int slab, group;
@@ -112,7 +113,6 @@ struct ProductShare : UnitRange {
       : UnitRange(units), chunks(int(in / kChunkColumns)), slab(slab_chunks) {
     group = chunks <= slab ? 1 : kUnitGroup;
   }
-
 };
 
 // A place in the ring, and how often it has come round.

@@ -57,8 +57,7 @@ class Finisher {
   // store(prepared, at, sum, valid). `at` is the first of the lane's two outputs; it has none
   // where not `valid`.
   template <typename Prepare, typename Store>
-  __device__ __forceinline__ void Take(const UnitRange& share, Prepare&& prepare,
-                                       Store&& store) {
+  __device__ __forceinline__ void Take(const UnitRange& share, Prepare&& prepare, Store&& store) {
     const int line = block_.batch() * kSumsLine;
     const float* sums = reinterpret_cast<const float*>(block_.memory + block_.params.memory.sums) +
                         token_ * kSumsLine + column_;

@@ -37,7 +37,7 @@ struct StepProfile {
   EET_STEP_KNOB int tiles_in_flight = 0;
 
   // The lookout reports a phase when all arrivals but one in so many are there.
-  EET_STEP_KNOB int early_part = 4;
+  EET_STEP_KNOB int early_part = 2;
 
   // Of every byte of the exchange when the step begins. With 0x3f all results and counts are there
   // already: nobody waits for anybody.

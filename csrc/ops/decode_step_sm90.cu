@@ -46,10 +46,12 @@ Gpu FindGpu() {
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Nanoseconds in ticks of a clock, at least: 0 stays 0, and more than half of what fits is that.
+// So many ticks that a wait which ends after them has lasted so long. None for no time; at most
+// half of what fits.
 uint32_t TicksOf(int64_t nanoseconds, int kilohertz) {
+  if (nanoseconds <= 0) return 0;
   const double ticks = 1e-6 * double(nanoseconds) * kilohertz / (1 << kTickBits);
-  return uint32_t(std::min(std::ceil(ticks), double(1u << 31)));
+  return uint32_t(std::min(std::ceil(ticks) + 1, double(1u << 31)));
 }
 
 // The number of blocks whose largest shares, added over the products of a layer, are smallest.

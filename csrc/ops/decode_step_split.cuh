@@ -50,8 +50,8 @@ class ItemDeal {
   __device__ int rounds() const { return rounds_; }
 
   // The item of consumer warp `lane` in a round, for lanes below kConsumers; others, and warps
-  // without one, get an item without heads and tiles. Found anew in every layer: kept, it would take
-  // the registers that attention needs.
+  // without one, get an item without heads and tiles. Found anew in every layer: kept, it would
+  // take the registers that attention needs.
   __device__ __forceinline__ AttentionItem ItemOfLane(int round) const {
     const int lane = LaneId();
     const int index = int(blockIdx.x) + int(gridDim.x) * (round * kConsumers + lane);
