@@ -15,7 +15,7 @@ struct Gpu {
   int multiprocessors = 0, shared_bytes = 0;
   bool fits = false;  // sm_90 with cooperative launches
   int tiles_in_flight = 0;
-  int kilohertz = 0;
+  int kilohertz = 2'000'000;  // at most, where the driver does not say
 };
 
 // Tiles that each block has under way at a time. Fewer than memory needs leave it idle; more make
@@ -40,7 +40,9 @@ Gpu FindGpu() {
   cudaDeviceGetAttribute(&gpu.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   gpu.fits = major == 9 && minor == 0 && cooperative;
   gpu.tiles_in_flight = TilesInFlight(device);
-  cudaDeviceGetAttribute(&gpu.kilohertz, cudaDevAttrClockRate, device);
+  int kilohertz = 0;
+  cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, device);
+  if (kilohertz > 0) gpu.kilohertz = kilohertz;
   return gpu;
 }
 
