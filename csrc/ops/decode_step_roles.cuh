@@ -102,7 +102,7 @@ class Producer {
       const bool head = layer == layers;
       const ProductStep<T> step = ProductOf(block_, layer, kPhaseOf[i]);
       if (lane_ == 0) {
-        Product(head ? params.head : *maps[i], head ? 0 : layer * int(step.out),
+        Weights(head ? params.head : *maps[i], head ? 0 : layer * int(step.out),
                 block_.Share(step.product, step.in));
       }
       __syncwarp();
@@ -142,7 +142,7 @@ class Producer {
   }
 
   // The share of a kernel whose first row is `first_row` of the map.
-  __device__ __forceinline__ void Product(const CUtensorMap& map, int first_row,
+  __device__ __forceinline__ void Weights(const CUtensorMap& map, int first_row,
                                           const ProductShare& share) {
     for (int group = share.begin; group < share.end; group += share.group) {
       const int end = min(group + share.group, share.end);
