@@ -27,8 +27,8 @@ constexpr int kTileRows = 8, kTileChunks = 16;
 constexpr int kUnitPairs = kTileRows / 2;  // of adjacent outputs: a finisher's lane has one
 constexpr int kTileBytes = kTileRows * kTileChunks * kChunkColumns * 2;
 constexpr int kMaxStages = 13;
-constexpr int kSumSlots = 8;  // units under way from the consumers to the finishers, at most
-constexpr int kKnownTiles = 512;
+constexpr int kSumSlots = 8;      // units under way from the consumers to the finishers, at most
+constexpr int kKnownTiles = 512;  // of the cache, whose rows a block remembers, at most
 constexpr int kSumsLine = (kConsumers + 1) * kTileRows;  // a token's, so that banks do not collide
 constexpr int kUnitGroup = 2;  // units multiplied together where the input does not fit at once
 

@@ -98,7 +98,7 @@ class Producer {
     const int layers = int(sizes.layers);
     for (int layer = 0, i = 0; layer < layers || i == 0;
          i = (i + 1) % kLayerProducts, layer += i == 0) {
-      if (i == 1 && params.profile.attends) Cache(layer);
+      if (i == kOutProduct && params.profile.attends) Cache(layer);
       const bool head = layer == layers;
       const ProductStep<T> step = ProductOf(block_, layer, kPhaseOf[i]);
       if (lane_ == 0) {
