@@ -12,7 +12,7 @@
 #pragma once
 
 #include "ops/decode_step_merge.cuh"
-#include "ops/decode_step_strips.cuh"
+#include "ops/decode_step_queries.cuh"
 
 namespace eet {
 
@@ -25,6 +25,7 @@ class Attender {
       : block_(block),
         warp_(WarpId()),
         lane_(LaneId()),
+        loader_(block),
         strips_(block.args().scale, lane_),
         deal_(block, Tile::kKeys),
         merger_(block) {
@@ -36,12 +37,7 @@ class Attender {
     block_.Trace(layer, Phase::kPartials, StepEvent::kBegan);
     deal_.Deal(layer);
     for (int round = 0; round < deal_.rounds(); ++round) {
-      const AttentionItem of_lane = deal_.ItemOfLane(round);
-      if (SharesTiles(of_lane)) {
-        RoundOfStrips(layer, of_lane, place);
-      } else {
-        Round(layer, of_lane, place);
-      }
+      Round(layer, deal_.ItemOfLane(round), place);
     }
     merger_.Run(layer, deal_);
   }
@@ -58,13 +54,36 @@ class Attender {
   static_assert(kTeams * kStrips == kConsumers);
   static constexpr int kStripsBarrier = 3;  // after those of decode_step_begin.cuh
 
-  // One item for each warp; their tiles alternate in the ring.
+  // One item at most for each warp, or for each team of warps: a strip of its tile for each warp,
+  // and the first one publishes.
   __device__ void Round(int layer, const AttentionItem& of_lane, RingPlace& place) {
-    const AttentionItem item = Own(of_lane, warp_);
+    const bool shares = SharesTiles(of_lane);
+    const AttentionItem item = Own(of_lane, shares ? warp_ / kStrips : warp_);
+    const bool leads = !shares || warp_ % kStrips == 0;
     Queries queries = {};
     Newest newest = {};
     Output output;
-    if (item.heads > 0) Begin(layer, item, true, queries, newest);
+    if (item.heads > 0) loader_.Load(layer, item, leads, queries, newest);
+    if (shares) {
+      TakeStrips(item, of_lane, queries, newest, output, place);
+    } else {
+      TakeTiles(item, of_lane, queries, newest, output, place);
+    }
+    if (item.heads > 0 && leads) Publish(layer, item, output);
+  }
+
+  // Whether the items of a round are so few, and of one tile at most, that a team of warps can take
+  // each.
+  __device__ bool SharesTiles(const AttentionItem& of_lane) const {
+    if constexpr (!kShares) return false;
+    const unsigned items = __ballot_sync(kFullMask, of_lane.heads > 0);
+    return items >> kTeams == 0 && __ballot_sync(kFullMask, of_lane.tiles > 1) == 0;
+  }
+
+  // The warps' tiles alternate in the ring.
+  __device__ void TakeTiles(const AttentionItem& item, const AttentionItem& of_lane,
+                            const Queries& queries, const Newest& newest, Output& output,
+                            RingPlace& place) {
     int most = of_lane.tiles;
 #pragma unroll
     for (int step = 1; step < kConsumers; step *= 2) {
@@ -83,25 +102,13 @@ class Attender {
         block_.ReleaseTile(place, lane_);
       }
     }
-    if (item.heads > 0) Publish(layer, item, output);
   }
 
-  // Whether the items of a round are so few, and of one tile at most, that a team of warps can take
-  // each.
-  __device__ bool SharesTiles(const AttentionItem& of_lane) const {
-    if constexpr (!kShares) return false;
-    const unsigned items = __ballot_sync(kFullMask, of_lane.heads > 0);
-    return items >> kTeams == 0 && __ballot_sync(kFullMask, of_lane.tiles > 1) == 0;
-  }
-
-  // One item for each team, a strip of its tile for each warp. The first warp publishes.
-  __device__ void RoundOfStrips(int layer, const AttentionItem& of_lane, RingPlace& place) {
+  // The teams' tiles: the first warp of a team takes in what the others have left in the tile.
+  __device__ void TakeStrips(const AttentionItem& item, const AttentionItem& of_lane,
+                             const Queries& queries, const Newest& newest, Output& output,
+                             RingPlace& place) {
     const int team = warp_ / kStrips, strip = warp_ % kStrips;
-    const AttentionItem item = Own(of_lane, team);
-    Queries queries = {};
-    Newest newest = {};
-    Output output;
-    if (item.heads > 0) Begin(layer, item, strip == 0, queries, newest);
     for (int other = 0; other < kTeams; ++other) {
       if (__shfl_sync(kFullMask, of_lane.tiles, other) == 0) continue;
       char* data = block_.AwaitTile(place);
@@ -117,7 +124,6 @@ class Attender {
       }
       block_.ReleaseTile(place, lane_);
     }
-    if (item.heads > 0 && strip == 0) Publish(layer, item, output);
   }
 
   // The item that a lane has found.
@@ -135,98 +141,6 @@ class Attender {
     item.first_key = own(of_lane.first_key);
     item.tiles = own(of_lane.tiles);
     return item;
-  }
-
-  // The token's query, key and value heads of the item's KV head.
-  __device__ const uint32_t* Heads(int layer, const AttentionItem& item) const {
-    const DecodeStepSizes& sizes = block_.sizes();
-    return block_.Exchange(layer, 0) +
-           (item.token * sizes.qkv_size() + int64_t{item.kv_head} * (group_ + 2) * kDim) / 2;
-  }
-
-  __device__ HeadTransform<T> Transform(const AttentionItem& item, const T* norm, int layer,
-                                        float squares) const {
-    const DecodeStepArgs<T>& args = block_.args();
-    const int rotary_dim = int(args.sizes.rotary_dim);
-    return {.scale = norm ? norm + int64_t{layer} * kDim : nullptr,
-            .pairs = block_.Rotary(item.token),
-            .rotary_dim = rotary_dim,
-            .inverse = rsqrtf(squares / kDim + args.attention_norm.eps)};
-  }
-
-  // Loads the queries, and the token's key and value where the item ends with them. One warp of
-  // those that have the item appends them to the cache.
-  __device__ void Begin(int layer, const AttentionItem& item, bool appends, Queries& queries,
-                        Newest& newest) {
-    block_.AwaitReport(layer, Phase::kQkv);
-    const int head = lane_ / 4, column = lane_ % 4 * 2;
-    const uint32_t* heads = Heads(layer, item);
-    const uint32_t* words = heads + ((item.first_head + head) * kDim + column) / 2;
-    const uint32_t* key = heads + group_ * kHeadWords + lane_;
-    const bool exists = head < item.heads, last = item.keys.Contains(item.position);
-    const auto load = [&] {
-      bool there = true;
-#pragma unroll
-      for (int i = 0; i < kDim / 8; ++i) {
-        queries[i / 2][i % 2] = exists ? LoadRelaxed(words + i * 4) : 0;
-      }
-#pragma unroll
-      for (int i = 0; i < Newest::kWords; ++i) {
-        const bool has = last && Newest::HasWord(i, lane_);
-        newest.key[i] = has ? LoadRelaxed(key + i * kWarpSize) : 0;
-        newest.value[i] = has ? LoadRelaxed(key + kHeadWords + i * kWarpSize) : 0;
-      }
-#pragma unroll
-      for (int i = 0; i < kDim / 8; ++i) there = there && IsThere(queries[i / 2][i % 2]);
-#pragma unroll
-      for (int i = 0; i < Newest::kWords; ++i) {
-        there = there && IsThere(newest.key[i]) && IsThere(newest.value[i]);
-      }
-      return there;
-    };
-    block_.watch.Until(load, StepBlock<T>::What(layer, Phase::kQkv));
-    __syncwarp();
-    if (block_.NormsHeads()) NormHeads(layer, item, last, queries, newest);
-    if (appends && last && item.first_head == 0) Append(layer, item, newest);
-    block_.Trace(layer, Phase::kPartials, StepEvent::kStaged);
-  }
-
-  // Norms and rotates the queries, and the token's key where it is there.
-  __device__ void NormHeads(int layer, const AttentionItem& item, bool last, Queries& queries,
-                            Newest& newest) const {
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) squares += SquaresOf<T>(queries[i / 2][i % 2]);
-    squares += __shfl_xor_sync(kFullMask, squares, 1);
-    squares += __shfl_xor_sync(kFullMask, squares, 2);
-    const HeadTransform<T> of_query = Transform(item, block_.args().q_norm, layer, squares);
-#pragma unroll
-    for (int i = 0; i < kDim / 8; ++i) {
-      queries[i / 2][i % 2] = of_query(queries[i / 2][i % 2], 8 * i + lane_ % 4 * 2);
-    }
-    if (!last) return;
-    squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < Newest::kWords; ++i) squares += SquaresOf<T>(newest.key[i]);
-    squares = WarpReduce<Sum>(squares);
-    const HeadTransform<T> of_key = Transform(item, block_.args().k_norm, layer, squares);
-#pragma unroll
-    for (int i = 0; i < Newest::kWords; ++i) {
-      if (Newest::HasWord(i, lane_))
-        newest.key[i] = of_key(newest.key[i], 2 * (lane_ + i * kWarpSize));
-    }
-  }
-
-  // Appends the token's key and value to the cache for the steps to come.
-  __device__ void Append(int layer, const AttentionItem& item, const Newest& newest) const {
-    const int64_t slot = Slot(layer, item);
-#pragma unroll
-    for (int i = 0; i < Newest::kWords; ++i) {
-      if (!Newest::HasWord(i, lane_)) break;
-      const int column = 2 * (lane_ + i * kWarpSize);
-      *reinterpret_cast<uint32_t*>(block_.args().k + slot + column) = newest.key[i];
-      *reinterpret_cast<uint32_t*>(block_.args().v + slot + column) = newest.value[i];
-    }
   }
 
   // Puts the token into the strips from `begin` on before `end`, if it is in the tile.
@@ -253,16 +167,6 @@ class Attender {
         output.Merge(found);
       }
     }
-  }
-
-  // Where the token's key of this KV head goes in the cache.
-  __device__ int64_t Slot(int layer, const AttentionItem& item) const {
-    const DecodeStepArgs<T>& args = block_.args();
-    const DecodeStepSizes& sizes = args.sizes;
-    const int64_t page = block_.words.pages[item.token];
-    return (((layer * sizes.pages + page) * sizes.kv_heads + item.kv_head) * sizes.page_size +
-            item.position % int(sizes.page_size)) *
-           kDim;
   }
 
   // Leaves the item's result: of head lane / 4 in every lane, after the transposition.
@@ -312,6 +216,7 @@ class Attender {
 
   StepBlock<T>& block_;
   const int warp_, lane_;
+  QueryLoader<T, kDim> loader_;
   const Strips strips_;
   ItemDeal<T> deal_;
   Merger<T, kDim> merger_;

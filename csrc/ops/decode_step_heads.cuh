@@ -28,18 +28,20 @@ struct CacheTile {
 // rotary_append.
 template <typename T>
 struct HeadTransform {
-  const T* scale;      // [head_dim] or nullptr
   const float* pairs;  // [rotary_dim], cosines and sines of the token's position
   int rotary_dim;
+  bool normed;
   float inverse;  // of the root of the head's mean square
 
-  __device__ uint32_t operator()(uint32_t word, int column) const {
+  // `scale`: the norm's weights of both.
+  __device__ uint32_t operator()(uint32_t word, uint32_t scale, int column) const {
     constexpr std::type_identity<T> kType;
     const T* elements = reinterpret_cast<const T*>(&word);
+    const T* scales = reinterpret_cast<const T*>(&scale);
     float x0 = float(elements[0]), x1 = float(elements[1]);
-    if (scale) {
-      x0 = float(T(x0 * inverse * float(scale[column])));
-      x1 = float(T(x1 * inverse * float(scale[column + 1])));
+    if (normed) {
+      x0 = float(T(x0 * inverse * float(scales[0])));
+      x1 = float(T(x1 * inverse * float(scales[1])));
     }
     if (column < rotary_dim) {
       const float2 at = *reinterpret_cast<const float2*>(pairs + column);
