@@ -64,5 +64,4 @@ def _fits(config: DecoderConfig, batch: int, page_size: int) -> bool:
         head_dim=config.head_dim,
         intermediate=config.intermediate_size,
         page_size=page_size,
-        norm=config.norm,
     )

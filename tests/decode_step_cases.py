@@ -85,6 +85,9 @@ CASES = {
     "windows": Case(lengths=(500, 30), capacity=1024, windows=(100, 0)),
     "float16": Case(lengths=(500, 30), capacity=1024, dtype="float16"),
     "gated_biases": Case(lengths=(7, 64), bias=True),
+    "slabs": Case(lengths=(3, 70, 100, 0), hidden=512, intermediate=8256, dtype="float16", bias=True,
+                  options=LayerOptions(norm="layer", eps=1e-5, activation="gelu_tanh", gated=False,
+                                       scale=0.125, decode=True)),
     "wide": Case(lengths=(3, 70), hidden=12288, intermediate=128, bias=True,
                  options=LayerOptions(norm="layer", eps=1e-5, scale=0.125, decode=True)),
 }  # fmt: skip

@@ -158,7 +158,7 @@ def test_operand_errors(path, change, error, match, implementation):
         (Case(**(SMALL | {"lengths": (1,) * 17})), "does not fit .*'batch': 17"),
         (Case(**(SMALL | {"heads": 4}), head_dim=32), "does not fit .*'head_dim': 32"),
         (Case(**(SMALL | {"hidden": 72})), "does not fit .*'hidden': 72"),
-        (Case(**(SMALL | {"hidden": 24640})), "does not fit .*'hidden': 24640"),
+        (Case(**(SMALL | {"hidden": 65600})), "does not fit .*'hidden': 65600"),
         (Case(**(SMALL | {"intermediate": 96})), "does not fit .*'intermediate': 96"),
         (Case(**SMALL, windows=(1, 2, 3)), r"windows must have shape \(2,\), got \(3,\)"),
         (Case(**SMALL, windows=(1, 1, 1)), r"windows must have shape \(2,\), got \(3,\)"),

@@ -300,14 +300,12 @@ def decode_step_fits(
     head_dim: int,
     intermediate: int,
     page_size: int,
-    norm: str,
 ) -> bool:
-    """Whether the kernel takes a decoder of these sizes. ``norm`` is "rms" or "layer"."""
-    widest = {"rms": 24576, "layer": 12288}[norm]  # a layer's norms lie in shared memory
+    """Whether the kernel takes a decoder of these sizes."""
     return bool(
         jnp.dtype(dtype).itemsize == 2
         and batch <= 16
-        and hidden <= widest
+        and hidden <= 65536
         and all(size % 64 == 0 for size in (hidden, heads * head_dim, intermediate, page_size))
         and head_dim in (64, 80, 96, 128, 160, 192, 256)
     )
@@ -362,7 +360,6 @@ def _abstract(x: Any, *rest: Any, norm: int, gated: bool, **_: Any) -> list[_ffi
         "head_dim": k.shape[4],
         "intermediate": mlp[4].shape[2],
         "page_size": k.shape[3],
-        "norm": _layer.NORMS[norm],
     }
     if not decode_step_fits(**sizes):
         raise ValueError(f"decode_step does not fit {sizes}; see decode_step_fits")

@@ -113,19 +113,14 @@ constexpr bool StepHasHeadDim(int64_t head_dim) {
   return false;
 }
 
-// Bytes of a layer's two norms, which lie in shared memory: what they leave must be room for a
-// ring.
-constexpr int64_t kStepNormBytes = 96 << 10;
-
-// Whether sizes are those that the kernel takes. norm_rows: 2 for norms that have a bias, else 1.
-// Mirrored in _decode_step.py.
+// Whether sizes are those that the kernel takes: a block keeps its part of the stream in shared
+// memory, beside the ring. Mirrored in _decode_step.py.
 template <typename T>
-constexpr bool DecodeStepFits(const DecodeStepSizes& sizes, int64_t norm_rows) {
+constexpr bool DecodeStepFits(const DecodeStepSizes& sizes) {
   const bool in_chunks =
       sizes.hidden % 64 == 0 && sizes.q_size() % 64 == 0 && sizes.inner % 64 == 0;
   return sizeof(T) == 2 && sizes.batch <= kStepTokens && in_chunks &&
-         StepHasHeadDim(sizes.head_dim) && sizes.page_size % 64 == 0 &&
-         2 * norm_rows * sizes.hidden * 2 <= kStepNormBytes &&
+         StepHasHeadDim(sizes.head_dim) && sizes.page_size % 64 == 0 && sizes.hidden <= 65536 &&
          sizes.layers * sizes.pages * sizes.kv_heads * sizes.page_size <= INT32_MAX;
 }
 

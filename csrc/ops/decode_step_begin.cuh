@@ -45,20 +45,20 @@ __device__ void InitWords(StepBlock<T>& block) {
   FenceBarriers();
 }
 
-// Brings scale and bias of a norm into the place of the norm before attention (half 0) or
-// feed-forward (half 1); by one warp.
+// Brings scale and bias of a norm, counted through the step, into their place; by one warp.
 template <typename T>
-__device__ void BringNorm(const StepBlock<T>& block, int half, const NormWeights<T>& norm,
-                          int layer) {
+__device__ void BringNorm(const StepBlock<T>& block, int norm) {
+  if (!block.params.memory.keeps_norms) return;
   const int hidden = int(block.sizes().hidden), lane = LaneId();
+  const NormWeights<T> weights = block.NormAt(norm);
   const auto bring = [&](const T* from, bool bias) {
-    const uint4* source = reinterpret_cast<const uint4*>(from + int64_t{layer} * hidden);
-    uint4* target = reinterpret_cast<uint4*>(block.Norm(half, bias));
+    const uint4* source = reinterpret_cast<const uint4*>(from);
+    uint4* target = reinterpret_cast<uint4*>(block.KeptNorm(norm % 2, bias));
 #pragma unroll 8
     for (int i = lane; i < hidden / 8; i += kWarpSize) target[i] = __ldg(source + i);
   };
-  bring(norm.scale, false);
-  if (norm.bias) bring(norm.bias, true);
+  bring(weights.scale, false);
+  if (weights.bias) bring(weights.bias, true);
   __syncwarp();
 }
 
@@ -70,7 +70,7 @@ __device__ __forceinline__ void Begin(StepBlock<T>& block) {
   const int warp = WarpId(), batch = block.batch();
   const int thread = int(threadIdx.x) - (warp > kProducer ? kWarpSize : 0);
   const DecodeStepArgs<T>& args = block.args();
-  if (warp == kLookout) BringNorm(block, 0, args.attention_norm, 0);
+  if (warp == kLookout) BringNorm(block, 0);
   if (thread < batch) {
     block.words.rows[thread] = args.rows[thread];
     block.words.positions[thread] = args.positions[thread];

@@ -30,14 +30,14 @@ constexpr int kMaxStages = 13;
 constexpr int kSumSlots = 8;      // units under way from the consumers to the finishers, at most
 constexpr int kKnownTiles = 512;  // of the cache, whose rows a block remembers, at most
 constexpr int kSumsLine = (kConsumers + 1) * kTileRows;  // a token's, so that banks do not collide
-constexpr int kUnitGroup = 2;  // units multiplied together where the input does not fit at once
 
 // Offsets in shared memory, in bytes, and how much of the input it holds.
 //
 //   | ring: stages x 16 KiB | input | norms | sums | residual | rotary | windows | words |
 //
 //   input     [slab_chunks, batch, 64]    a slab of the product's input, each warp its own chunks
-//   norms     [2, 1 or 2, hidden]         of attention and feed-forward: scale, and bias if any
+//   norms     [2, 1 or 2, hidden]         of attention and feed-forward: scale, and bias if any;
+//                                         not there where they are too wide
 //   sums      [slots, batch, 72]          float32, 8 outputs of each consumer, and 8 of padding
 //   residual  [rows of this block, batch] float32, the residual stream where this block owns it
 //   rotary    [batch, rotary_dim]         float32, cosines and sines
@@ -45,6 +45,7 @@ constexpr int kUnitGroup = 2;  // units multiplied together where the input does
 struct StepMemory {
   int stages, slab_chunks;
   int sum_slots, unit_group;  // units that a finisher takes at once
+  bool keeps_norms;           // else they are read where they are
   int input, norms, sums, residual, rotary, windows, words;
   int bytes;
 };
@@ -102,6 +103,11 @@ struct StepParams {
 __device__ constexpr Phase kPhaseOf[] = {Phase::kQkv, Phase::kAttentionOut, Phase::kUp,
                                          Phase::kDown};
 
+// Units multiplied together where the input does not fit at once: as many as there are registers
+// for their sums. Tokens are multiplied in sets of four.
+constexpr int kTokensOfSet = 4;
+constexpr EET_HOST_DEVICE int UnitGroup(int batch) { return batch <= kTokensOfSet ? 4 : 2; }
+
 // The part of a product that a block takes: units in the order of its tiles. The input is taken in
 // slabs; where there are several, units go in groups, so that each slab is brought once for a
 // group.
@@ -109,11 +115,20 @@ struct ProductShare : UnitRange {
   int chunks;  // of 64 columns, of the input
   int slab, group;
 
-  __device__ ProductShare(const UnitRange& units, int64_t in, int slab_chunks)
+  __device__ ProductShare(const UnitRange& units, int64_t in, int slab_chunks, int batch)
       : UnitRange(units), chunks(int(in / kChunkColumns)), slab(slab_chunks) {
-    group = chunks <= slab ? 1 : kUnitGroup;
+    group = chunks <= slab ? 1 : UnitGroup(batch);
   }
 };
+
+// Whether a norm's reciprocal deviation scales what becomes of the product, so that nobody waits
+// for it: that of an RMS norm, but not in float16, whose range it must be to keep. Kernels of their
+// own, for one that does either takes more registers than there are: 3 to 5% of small models'
+// steps.
+template <typename T>
+constexpr bool StepScalesOutputs(NormKind norm) {
+  return std::is_same_v<T, bfloat16> && norm == NormKind::kRms;
+}
 
 // A place in the ring, and how often it has come round.
 struct RingPlace {
@@ -151,7 +166,7 @@ struct StepBlock {
 
   // Of a product with so many inputs.
   __device__ ProductShare Share(Product product, int64_t in) const {
-    return ProductShare(words.units[product], in, params.memory.slab_chunks);
+    return ProductShare(words.units[product], in, params.memory.slab_chunks, batch());
   }
 
   // Where a layer's phases leave their results.
@@ -178,17 +193,23 @@ struct StepBlock {
   // rotate.
   __device__ bool NormsHeads() const { return params.args.q_norm || params.args.k_norm; }
 
-  // An RMS norm's reciprocal deviation may as well scale what becomes of the product: then nobody
-  // waits for it. Not in float16, whose range it must be to keep.
-  __device__ bool ScalesOutputs() const {
-    return std::is_same_v<T, bfloat16> && params.args.final_norm.kind == NormKind::kRms;
-  }
-
-  // Scale, or bias, of the norm before a layer's attention (half 0) or feed-forward (half 1).
-  __device__ T* Norm(int half, bool bias) const {
+  // Where scale, or bias, of the norm before a layer's attention (half 0) or feed-forward (half 1)
+  // is kept.
+  __device__ T* KeptNorm(int half, bool bias) const {
     const int rows = params.args.final_norm.bias ? 2 : 1;
     return reinterpret_cast<T*>(memory + params.memory.norms) +
            (half * rows + bias) * params.args.sizes.hidden;
+  }
+
+  // The weights of the norm that is so far down the step.
+  __device__ NormWeights<T> NormAt(int norm) const {
+    const DecodeStepArgs<T>& args = params.args;
+    const int64_t first = norm / 2 * args.sizes.hidden;
+    if (norm == 2 * args.sizes.layers) return args.final_norm;
+    NormWeights<T> weights = norm % 2 == 0 ? args.attention_norm : args.mlp_norm;
+    weights.scale += first;
+    if (weights.bias) weights.bias += first;
+    return weights;
   }
 
   __device__ int Window(int layer) const {

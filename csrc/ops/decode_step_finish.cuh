@@ -10,7 +10,8 @@
 
 namespace eet {
 
-template <typename T>
+// kScales: norms scale outputs (StepScalesOutputs).
+template <typename T, bool kScales>
 class Finisher {
  public:
   __device__ explicit Finisher(StepBlock<T>& block)
@@ -243,13 +244,12 @@ class Finisher {
     } else if (layer > 0) {
       block_.AwaitReport(layer - 1, Phase::kDown);
     }
-    float totals[2] = {};
-    for (int which = 0; which <= IsLayerNorm(); ++which) totals[which] = Total(norm, which);
+    const float2 totals = Totals(norm);
     const float per_column = 1.0f / float(block_.sizes().hidden);
-    const float square = totals[0] * per_column, mean = totals[1] * per_column;
+    const float square = totals.x * per_column, mean = totals.y * per_column;
     const float variance = fmaxf(square - mean * mean, 0.0f);
     const float inverse = rsqrtf(variance + block_.args().final_norm.eps);
-    if (block_.ScalesOutputs()) {
+    if constexpr (kScales) {
       scale_ = __shfl_sync(kFullMask, inverse, (token_ - first_token_) * kTokenLanes);
     } else {
       LeaveMoments(norm, {mean, inverse});
@@ -269,12 +269,28 @@ class Finisher {
 
   static constexpr int kTokenLanes = kWarpSize / kFinisherTokens;
 
-  // The blocks' sums of the warp's tokens, always in the same order: token t's in lanes
-  // t * kTokenLanes and after. The number of blocks is a multiple of four.
-  __device__ __forceinline__ float Total(int norm, int which) {
+  // Of the warp's tokens, the sums of squares and, for layer norm, of the stream: token t's in
+  // lanes t * kTokenLanes and after. Few tokens leave half of the lanes for the second sum.
+  __device__ __forceinline__ float2 Totals(int norm) {
+    constexpr int kHalf = kWarpSize / 2;
+    const bool halves = IsLayerNorm() && tokens_ <= kFinisherTokens / 2;
+    const int lane = halves ? lane_ % kHalf : lane_;
+    float2 totals = {};
+    totals.x = Total(norm, halves ? lane_ / kHalf : 0, lane / kTokenLanes);
+    if (halves) {
+      return {__shfl_sync(kFullMask, totals.x, lane),
+              __shfl_sync(kFullMask, totals.x, lane + kHalf)};
+    }
+    if (IsLayerNorm()) totals.y = Total(norm, 1, lane / kTokenLanes);
+    return totals;
+  }
+
+  // The blocks' sums of a token, by kTokenLanes lanes and always in the same order. The number of
+  // blocks is a multiple of four.
+  __device__ __forceinline__ float Total(int norm, int which, int token) {
     constexpr int kMaxBlocks = int(DecodeStepExchange::kMaxBlocks);
     constexpr int kStep = 4 * kTokenLanes, kLoads = kMaxBlocks / kStep;
-    const int token = lane_ / kTokenLanes, first = lane_ % kTokenLanes * 4;
+    const int first = lane_ % kTokenLanes * 4;
     const uint32_t* words =
         block_.Statistics(norm, which) + (first_token_ + token) * kMaxBlocks + first;
     uint4 sums[kLoads];
@@ -304,7 +320,9 @@ class Finisher {
     return total;
   }
 
-  __device__ bool IsLayerNorm() const { return block_.args().final_norm.kind == NormKind::kLayer; }
+  __device__ bool IsLayerNorm() const {
+    return !kScales && block_.args().final_norm.kind == NormKind::kLayer;
+  }
 
   // The slot so many units ahead.
   __device__ RingPlace Ahead(int units) const {

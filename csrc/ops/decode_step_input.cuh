@@ -19,8 +19,9 @@ struct StepInput {
   int norm;  // which one, in the order of the step
 };
 
-// One consumer warp's view of the input in shared memory.
-template <typename T>
+// One consumer warp's view of the input in shared memory. kScales: norms scale outputs
+// (StepScalesOutputs).
+template <typename T, bool kScales>
 class InputSlab {
  public:
   __device__ explicit InputSlab(StepBlock<T>& block)
@@ -30,7 +31,6 @@ class InputSlab {
   // part of the product (StepBlock::Pass).
   __device__ __forceinline__ void Await(const StepInput<T>& input) {
     if (input.exchanged) block_.AwaitReport(input.layer, input.phase);
-    if (input.normed && !block_.ScalesOutputs()) AwaitMoments(input.norm);
   }
 
   // Begins a product's input: all of it is there afterwards, if it fits at once.
@@ -65,7 +65,10 @@ class InputSlab {
     } else {
       Bring<1, 8>(slab);
     }
-    if (input_.normed) Norm(slab);
+    if (input_.normed) {
+      if (!kScales) AwaitMoments(input_.norm);
+      Norm(slab);
+    }
     __syncwarp();
   }
 
@@ -119,12 +122,34 @@ class InputSlab {
 
   // Of the pieces that this lane has brought.
   __device__ __forceinline__ void Norm(const Slab& slab) const {
-    for (int token = 0; token < batch_; ++token) {
-      for (int chunk = FirstChunk(); chunk < slab.count; chunk += kQuad) {
+    const NormWeights<T> weights = Weights();
+    for (int chunk = FirstChunk(); chunk < slab.count; chunk += kQuad) {
+      const int column = (slab.first + chunk) * kChunkColumns + lane_ % 8 * 8;
+      const auto piece = [&](const T* from) {
+        return *reinterpret_cast<const uint4*>(from + column);
+      };
+      const NormPiece of_columns = {piece(weights.scale),
+                                    weights.bias ? piece(weights.bias) : uint4{}};
+#pragma unroll 1
+      for (int token = 0; token < batch_; ++token) {
         uint4* words = Piece(token, chunk);
-        *words = Normed(*words, token, (slab.first + chunk) * kChunkColumns + lane_ % 8 * 8);
+        *words = Normed(*words, token, of_columns);
       }
     }
+  }
+
+  // Of eight columns.
+  struct NormPiece {
+    uint4 scale, bias;
+  };
+
+  // The norm's, where they are kept or where they come from.
+  __device__ __forceinline__ NormWeights<T> Weights() const {
+    NormWeights<T> weights = block_.args().final_norm;
+    if (!block_.params.memory.keeps_norms) return block_.NormAt(input_.norm);
+    weights.scale = block_.KeptNorm(input_.norm % 2, false);
+    if (weights.bias) weights.bias = block_.KeptNorm(input_.norm % 2, true);
+    return weights;
   }
 
   // Where outputs cannot be scaled afterwards: the finishers have found the stream's moments.
@@ -134,16 +159,14 @@ class InputSlab {
     __syncwarp();
   }
 
-  __device__ __forceinline__ uint4 Normed(const uint4& words, int token, int column) const {
-    const auto weights = [&](bool bias) {
-      return *reinterpret_cast<const uint4*>(block_.Norm(input_.norm % 2, bias) + column);
-    };
-    if (block_.ScalesOutputs()) return Times<T>(words, weights(false));
+  __device__ __forceinline__ uint4 Normed(const uint4& words, int token,
+                                          const NormPiece& weights) const {
+    if constexpr (kScales) return Times<T>(words, weights.scale);
     const auto [mean, inverse] = block_.words.moments[token];
-    float values[8], scale[8], bias[8] = {};
+    float values[8], scale[8], bias[8];
     Unpack<T>(words, values);
-    Unpack<T>(weights(false), scale);
-    if (block_.args().final_norm.bias) Unpack<T>(weights(true), bias);
+    Unpack<T>(weights.scale, scale);
+    Unpack<T>(weights.bias, bias);
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = (values[i] - mean) * inverse * scale[i] + bias[i];
     return Pack<T>(values);

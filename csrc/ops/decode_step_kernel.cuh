@@ -21,7 +21,8 @@
 //   * Between two exchanges a single warp's instructions count: it issues one in about six cycles,
 //     for the code of a layer (100 KB) is more than a multiprocessor's instruction cache holds, and
 //     a quarter to a third of its requests miss. So what runs is kept short, and what a step needs
-//     of positions, pages, norms and shares is found ahead of time and lies in shared memory.
+//     of positions, pages, norms and shares is found ahead of time and lies in shared memory. What
+//     is kept in registers must fit: a hundred values more on the stack cost 3 to 10% of a step.
 //
 // A layer's phases, each ended by an exchange:
 //
@@ -43,7 +44,7 @@
 
 namespace eet {
 
-template <typename T, int kDim, int kSets>
+template <typename T, int kDim, int kSets, bool kScales>
 __global__ void __launch_bounds__(kStepThreads, 1)
     DecodeStepKernel(const __grid_constant__ StepParams<T> params) {
 #if __CUDA_ARCH__ >= 900
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kStepThreads, 1)
   if (warp < kConsumers) {
     TakeRegisters<216>();
     Begin(block);
-    Consume<T, kDim, kSets>(block);
+    Consume<T, kDim, kSets, kScales>(block);
   } else {
     GiveRegisters<72>();
     if (warp == kProducer) {
@@ -67,18 +68,29 @@ __global__ void __launch_bounds__(kStepThreads, 1)
     } else {
       Begin(block);
       if (warp == kLookout) Lookout<T, kDim>(block).Run();
-      if (warp >= kFinisher) Finisher<T>(block).Run();
+      if (warp >= kFinisher) Finisher<T, kScales>(block).Run();
     }
   }
 #endif
 }
 
+// The kernel for so many rows.
+template <typename T, int kDim, bool kScales>
+auto DecodeStepKernelFor(int64_t batch) {
+  if (batch <= kTokensOfSet) return DecodeStepKernel<T, kDim, 1, kScales>;
+  if (batch <= 2 * kTokensOfSet) return DecodeStepKernel<T, kDim, 2, kScales>;
+  return DecodeStepKernel<T, kDim, 4, kScales>;
+}
+
 template <typename T, int kDim>
 void LaunchDecodeStep(Stream stream, const StepParams<T>& params, int grid) {
   const int64_t batch = params.args.sizes.batch;
-  const auto kernel = batch <= kTokensOfSet       ? DecodeStepKernel<T, kDim, 1>
-                      : batch <= 2 * kTokensOfSet ? DecodeStepKernel<T, kDim, 2>
-                                                  : DecodeStepKernel<T, kDim, 4>;
+  auto kernel = DecodeStepKernelFor<T, kDim, false>(batch);
+  if constexpr (StepScalesOutputs<T>(NormKind::kRms)) {
+    if (params.args.final_norm.kind == NormKind::kRms) {
+      kernel = DecodeStepKernelFor<T, kDim, true>(batch);
+    }
+  }
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.memory.bytes);
   void* arguments[] = {const_cast<StepParams<T>*>(&params)};
   cudaLaunchCooperativeKernel(kernel, dim3(grid), dim3(kStepThreads), arguments,

@@ -8,8 +8,6 @@
 
 namespace eet {
 
-constexpr int kTokensOfSet = 4;
-
 // A tile on tensor cores, for four tokens of each set. Weights are the first operand: eight rows
 // over 16 columns, and the same rows over the next 16 as its lower half. Of the second operand,
 // column 2 * b is token b over the first 16 columns and column 2 * b + 1 over the next 16. So
@@ -25,6 +23,7 @@ class TileFragments {
   using Weights = uint32_t[kChunks][2][4];
   using Tokens = uint32_t[kChunks][4];
   using Sums = float[kChunks][kSets][4];
+  using Outputs = float[kSets][4];  // what counts of the sums: two parts of each chunk
 
   __device__ TileFragments(const StepBlock<T>& block, int warp, int lane)
       : warp_(warp), lane_(lane), token_chunk_(block.batch() * kLine) {
@@ -73,27 +72,47 @@ class TileFragments {
   }
 
   // Writes a unit's sums where the finisher reads them, a line of each token.
-  __device__ __forceinline__ void Write(const Sums& sums, int tokens, float* lines) const {
+  __device__ __forceinline__ void Write(const Outputs& outputs, int tokens, float* lines) const {
 #pragma unroll
     for (int set = 0; set < kSets; ++set) {
       const int token = lane_ % 4 + kTokensOfSet * set;
-      const float (&first)[4] = sums[0][set];
-      const float (&second)[4] = sums[1][set];
+      const float (&parts)[4] = outputs[set];
       if (token < tokens) {
         lines[token * kSumsLine + warp_ * kTileRows + lane_ / 4] =
-            (first[0] + first[3]) + (second[0] + second[3]);
+            (parts[0] + parts[1]) + (parts[2] + parts[3]);
       }
     }
+  }
+
+  // Puts a unit's sums away, and goes on from there: other elements count for nothing.
+  __device__ __forceinline__ static void Keep(const Sums& sums, Outputs& outputs) {
+    EachOutput([&](int set, int part, int chunk, int element) {
+      outputs[set][part] = sums[chunk][set][element];
+    });
+  }
+  __device__ __forceinline__ static void Resume(const Outputs& outputs, Sums& sums) {
+    EachOutput([&](int set, int part, int chunk, int element) {
+      sums[chunk][set][element] = outputs[set][part];
+    });
   }
 
  private:
   static constexpr int kLine = kChunkColumns * 2, kWeightChunk = kTileRows * kLine;  // bytes
 
+  template <typename Visit>
+  __device__ __forceinline__ static void EachOutput(Visit&& visit) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+      for (int part = 0; part < 2 * kChunks; ++part) visit(set, part, part / 2, part % 2 * 3);
+    }
+  }
+
   const int warp_, lane_, token_chunk_;
   uint32_t weights_, tokens_[kSets];
 };
 
-// kSets: of four tokens each, for the whole batch.
+// kSets: of kTokensOfSet, for the whole batch.
 template <typename T, int kSets>
 class Multiplier {
  public:
@@ -101,42 +120,45 @@ class Multiplier {
       : block_(block), lane_(LaneId()), fragments_(block, WarpId(), lane_) {}
 
   // Multiplies a block's share of a kernel by the input, tile by tile, from `place` on.
-  __device__ __forceinline__ void Run(const ProductShare& share, InputSlab<T>& slab,
-                                      RingPlace& place) {
+  template <typename Slab>
+  __device__ __forceinline__ void Run(const ProductShare& share, Slab& slab, RingPlace& place) {
     if (share.group == 1) {
       RunUnits<1>(share, slab, place);
     } else {
-      RunUnits<kUnitGroup>(share, slab, place);
+      RunUnits<UnitGroup(kSets * kTokensOfSet)>(share, slab, place);
     }
   }
 
  private:
   using Fragments = TileFragments<T, kSets>;
   using Sums = typename Fragments::Sums;
+  using Outputs = typename Fragments::Outputs;
 
   // Each slab of the input is brought once for a group of units; one that is whole is there.
-  template <int kGroup>
-  __device__ __forceinline__ void RunUnits(const ProductShare& share, InputSlab<T>& slab,
+  template <int kGroup, typename Slab>
+  __device__ __forceinline__ void RunUnits(const ProductShare& share, Slab& slab,
                                            RingPlace& place) {
     for (int unit = share.begin; unit < share.end; unit += kGroup) {
-      Sums sums[kGroup] = {};
+      Outputs outputs[kGroup] = {};
       for (int first = 0; first < share.chunks; first += share.slab) {
         const int count = min(share.slab, share.chunks - first);
         if (kGroup > 1) slab.BringSlab(first, count);
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
-          if (unit + i < share.end) MultiplyUnit(count, place, sums[i]);
+          if (unit + i < share.end) MultiplyUnit(count, place, outputs[i]);
         }
       }
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        if (unit + i < share.end) HandOver(sums[i]);
+        if (unit + i < share.end) HandOver(outputs[i]);
       }
     }
   }
 
   // Without a branch: chunks beyond the last are zeros in the tile.
-  __device__ __forceinline__ void MultiplyUnit(int chunks, RingPlace& place, Sums& sums) {
+  __device__ __forceinline__ void MultiplyUnit(int chunks, RingPlace& place, Outputs& outputs) {
+    Sums sums = {};
+    Fragments::Resume(outputs, sums);
     for (int first = 0; first < chunks; first += kTileChunks) {
       typename Fragments::Weights weights;
       typename Fragments::Tokens tokens;
@@ -149,17 +171,18 @@ class Multiplier {
         Fragments::Multiply(tokens, weights, set, sums);
       }
     }
+    Fragments::Keep(sums, outputs);
   }
 
   // Gives a unit's sums to a finisher.
-  __device__ __forceinline__ void HandOver(const Sums& sums) {
+  __device__ __forceinline__ void HandOver(const Outputs& outputs) {
     const int batch = block_.batch();
     block_.watch.Until(
         [&] { return block_.words.sums_empty[slot_.stage].TryWait(slot_.parity ^ 1); },
         StepBlock<T>::kSumsWait);
     float* lines = reinterpret_cast<float*>(block_.memory + block_.params.memory.sums) +
                    slot_.stage * batch * kSumsLine;
-    fragments_.Write(sums, batch, lines);
+    fragments_.Write(outputs, batch, lines);
     __syncwarp();
     block_.words.sums_full[slot_.stage].ArriveAsWarp(lane_);
     slot_.Advance(block_.params.memory.sum_slots);

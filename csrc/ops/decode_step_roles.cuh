@@ -54,12 +54,12 @@ __device__ ProductStep<T> ProductOf(const StepBlock<T>& block, int layer, Phase 
 }
 
 // The consumers: products and attention.
-template <typename T, int kDim, int kSets>
+template <typename T, int kDim, int kSets, bool kScales>
 __device__ void Consume(StepBlock<T>& block) {
   const int layers = int(block.sizes().layers);
   RingPlace place;
   Multiplier<T, kSets> multiplier(block);
-  InputSlab<T> slab(block);
+  InputSlab<T, kScales> slab(block);
   Attender<T, kDim> attender(block);
   // One call of each, so that the code stays small.
   for (int layer = 0, i = 0;; i = (i + 1) % kLayerProducts, layer += i == 0) {
@@ -244,16 +244,12 @@ class Lookout {
       deal_.Deal(layer);
       AwaitPassed(1, layer - 1);
       Await(layer, Phase::kQkv, finishers * UnitRange::Blocks(sizes.qkv_size()));
-      BringNorm(block_, 1, args.mlp_norm, layer);
+      BringNorm(block_, 2 * layer + 1);
       Await(layer, Phase::kPartials, deal_.items());
       Await(layer, Phase::kAttended, deal_.merging_warps());
       Await(layer, Phase::kAttentionOut, finishers * UnitRange::Blocks(sizes.hidden));
       AwaitPassed(0, layer);
-      if (layer + 1 < sizes.layers) {
-        BringNorm(block_, 0, args.attention_norm, layer + 1);
-      } else {
-        BringNorm(block_, 0, args.final_norm, 0);
-      }
+      BringNorm(block_, 2 * layer + 2);
       Await(layer, Phase::kUp, finishers * UnitRange::Blocks(sizes.up_size()));
       Await(layer, Phase::kDown, finishers * UnitRange::Blocks(sizes.hidden));
     }

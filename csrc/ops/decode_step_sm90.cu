@@ -75,6 +75,9 @@ int Grid(const DecodeStepSizes& sizes, int multiprocessors) {
   return best;
 }
 
+// Of a layer's norms in shared memory. Wider ones would take the room of the ring, or of the input.
+constexpr int64_t kMostNormBytes = 48 << 10;
+
 // Divides the shared memory, with so many bytes at most for the input: the ring gets what the rest
 // leaves.
 StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int shared_bytes,
@@ -93,7 +96,9 @@ StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int sha
     return at;
   };
   memory.input = take(int64_t{memory.slab_chunks} * chunk_bytes);
-  memory.norms = take(2 * norm_rows * sizes.hidden * 2);
+  const int64_t norm_bytes = 2 * norm_rows * sizes.hidden * 2;
+  memory.keeps_norms = norm_bytes <= kMostNormBytes;
+  memory.norms = take(memory.keeps_norms ? norm_bytes : 0);
   memory.unit_group = std::max(1, std::min(4, kFinisherTokens / batch));
   memory.sum_slots = std::max(4, 2 * memory.unit_group);
   memory.sums = take(int64_t{memory.sum_slots} * batch * kSumsLine * 4);
@@ -111,13 +116,14 @@ StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int sha
   return memory;
 }
 
-// A large part of the input at once, unless that leaves a short ring.
+// A large part of the input at once, all of a norm's if may be, unless that leaves a short ring.
 StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int shared_bytes) {
   constexpr int kInputBytes = 64 << 10, kLeastInput = 4 << 10, kEnoughStages = 6;
-  StepMemory memory;
-  for (int bytes = kInputBytes; bytes >= kLeastInput; bytes /= 2) {
+  const int normed_bytes = int(sizes.batch * sizes.hidden * 2);
+  StepMemory memory =
+      Divide(sizes, norm_rows, grid, shared_bytes, std::max(normed_bytes, kInputBytes));
+  for (int bytes = kInputBytes; memory.stages < kEnoughStages && bytes >= kLeastInput; bytes /= 2) {
     memory = Divide(sizes, norm_rows, grid, shared_bytes, bytes);
-    if (memory.stages >= kEnoughStages) break;
   }
   return memory;
 }
@@ -147,7 +153,7 @@ template <typename T>
 void DecodeStep(Stream stream, const DecodeStepArgs<T>& args) {
   static const Gpu gpu = FindGpu();
   const int norm_rows = args.final_norm.bias ? 2 : 1;
-  if (!gpu.fits || !DecodeStepFits<T>(args.sizes, norm_rows)) {
+  if (!gpu.fits || !DecodeStepFits<T>(args.sizes)) {
     LaunchProblem() = "decode_step runs on GPUs of compute capability 9.0, for sizes that fit it";
     return;
   }
