@@ -1,9 +1,11 @@
 // The Python module: loads the kernel libraries, hands their handlers to JAX, and holds the pool.
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "ops/decode_step.h"
 #include "ops/decoder_layer.h"
@@ -41,16 +43,19 @@ class Library {
   void* handle_;
 };
 
-// The widest instruction set that this processor has a build of the CPU library for.
-static std::string CpuVariant() {
+// The builds of the CPU library that this processor runs, that of the widest instructions first.
+static std::vector<std::string> CpuVariants() {
+  std::vector<std::string> variants = {"baseline"};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) {
-    return __builtin_cpu_supports("avx512bf16") ? "avx512_bf16" : "avx512";
+  const bool avx512 = __builtin_cpu_supports("x86-64-v4");
+  if (__builtin_cpu_supports("x86-64-v3")) variants.insert(variants.begin(), "avx2");
+  if (avx512) variants.insert(variants.begin(), "avx512");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) {
+    variants.insert(variants.begin(), "avx512_bf16");
   }
-  if (__builtin_cpu_supports("x86-64-v3")) return "avx2";
 #endif
-  return "";
+  return variants;
 }
 
 static int64_t LayerWorkspace(int64_t tokens, int64_t hidden, int64_t heads, int64_t kv_heads,
@@ -108,7 +113,7 @@ PYBIND11_MODULE(_native, module) {
                                                      library.Integer("eet_ffi_api_minor"));
                              })
       .def_property_readonly("source_hash", &Library::SourceHash);
-  module.def("cpu_variant", &CpuVariant);
+  module.def("cpu_variants", &CpuVariants);
   module.def("decoder_layer_workspace", &LayerWorkspace, py::kw_only(), py::arg("tokens"),
              py::arg("hidden"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
              py::arg("intermediate"), py::arg("max_keys"), py::arg("itemsize"), py::arg("gated"),

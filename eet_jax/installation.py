@@ -72,7 +72,7 @@ def _library_status(name: str) -> str:
         return f"missing: {_library.problems[name]}"
     library = _library.libraries[name]
     major, minor = library.ffi_api_version
-    variant = f", {_library.native().cpu_variant() or 'baseline'}" if name == "cpu" else ""
+    variant = f", {_library.cpu_variant()}" if name == "cpu" else ""
     return f"loaded (sources {library.source_hash}, XLA FFI {major}.{minor}{variant})"
 
 

@@ -172,7 +172,7 @@ def test_plot_needs_matplotlib(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--plot", "no/where.png"], "no: no such directory, for --plot"),
+        (["--plot", "no/where.png"], "no: no such directory, for --plot; make it, or name another"),
         (["nowhere"], "model must be a directory or one of eet-tiny, got 'nowhere'"),
         (
             ["--prompt-length", "500"],

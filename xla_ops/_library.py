@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,32 @@ def _load(platform: str, name: str) -> None:
     libraries[platform] = library
 
 
+def cpu_variant() -> str:
+    """The build of the CPU library: that of the widest instructions, or the one EET_JAX_CPU names.
+
+    Raises:
+        ValueError: if this processor does not run it.
+        RuntimeError: without the native module.
+    """
+    variants = native().cpu_variants()
+    variant = os.environ.get("EET_JAX_CPU", variants[0])
+    if variant not in variants:
+        raise ValueError(f"EET_JAX_CPU must be one of {', '.join(variants)}, got {variant!r}")
+    return str(variant)
+
+
 def _load_all() -> None:
     try:
-        variant = native().cpu_variant()
+        native()
     except RuntimeError as error:
         problems.update({platform: str(error) for platform in BUILD_COMMAND})
         return
-    _load("cpu", f"libeet_cpu_{variant}.so" if variant else "libeet_cpu.so")
+    try:
+        variant = cpu_variant()
+    except ValueError as error:
+        problems["cpu"] = str(error)
+    else:
+        _load("cpu", "libeet_cpu.so" if variant == "baseline" else f"libeet_cpu_{variant}.so")
     _load("cuda", "libeet_cuda.so")
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eet_jax.cli import options
-from eet_jax.cli.output import print_json, stdout
+from eet_jax.cli.output import print_json, progress, stdout
 
 if TYPE_CHECKING:
     from eet_jax.installation import Report
@@ -20,7 +20,8 @@ def doctor(as_json: options.AsJson = False) -> None:
     """Report versions, native libraries and devices, and what is missing."""
     from eet_jax.installation import doctor as examine
 
-    report = examine()
+    with progress("starting devices"):
+        report = examine()
     if as_json:
         print_json(dataclasses.asdict(report))
     else:

@@ -16,8 +16,11 @@ _HINTS = {
     "RESOURCE_EXHAUSTED": _MEMORY,
     "max_seq_len must be": "lower --context",
     "must fit": "shorten the prompt, or ask for fewer new tokens",
+    "must not be empty": "give some text",
+    "for --plot": "make it, or name another",
     "has no chat template": "`eet-jax generate` continues plain text",
     "config.json: no such file": "a model is what transformers' save_pretrained writes",
+    "No such file": "check the path",
     "initialize backend": "`eet-jax doctor` says what is missing",
 }
 """By a part of the message; messages that name the remedy themselves need none."""

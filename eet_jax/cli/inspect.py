@@ -13,7 +13,7 @@ from rich.text import Text
 from eet_jax import checkpoint, models
 from eet_jax.capacity import largest_batch, longest_context
 from eet_jax.cli import options
-from eet_jax.cli.output import print_json, stdout
+from eet_jax.cli.output import print_json, progress, stdout
 from eet_jax.cli.units import format_bytes, parse_bytes
 from eet_jax.config import DecoderConfig
 from eet_jax.params import param_count
@@ -55,7 +55,8 @@ def inspect(
 
     Reads config.json and the headers of safetensors, if there are any; no tensor.
     """
-    facts = examine(model, batch, context, dtype, activation_budget, memory)
+    with progress("reading headers"):
+        facts = examine(model, batch, context, dtype, activation_budget, memory)
     if as_json:
         print_json(facts)
     else:
