@@ -92,14 +92,18 @@ class Target:
 
 NO_TARGET = Target()
 
+FLOORS = ("memory", "products")
+"""Programs that only read, or only multiply"""
+
 
 def rated(results: Mapping[str, Mapping[str, Any]], cost: Cost) -> dict[str, Any]:
     """Each program's result with its rate and, of the floor's speed, the percentage it reaches.
 
-    The program ``memory``, which only reads, is the floor where it took its turns with the others:
-    machines that are shared read at another rate every minute.
+    A program of ``FLOORS`` is the floor where it took its turns with the others: machines that are
+    shared have another rate every minute.
     """
-    floor = results.get("memory", {}).get("us") or cost.floor_us()
+    measured = (results[name]["us"] for name in FLOORS if "us" in results.get(name, {}))
+    floor = next(measured, cost.floor_us())
     found: dict[str, Any] = {} if floor is None else {"floor_us": _digits(floor)}
     for name, result in results.items():
         found[name] = dict(result)

@@ -16,9 +16,11 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 
+import eet_jax
+
 ROOT = Path(__file__).parent.parent
 
-_PACKAGES = ("jax", "jaxlib", "eet-jax", "torch", "transformers")
+_PACKAGES = ("jax", "jaxlib", "torch", "transformers")
 _VARIABLES = ("XLA_", "JAX_", "EET_JAX_", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 
 
@@ -105,7 +107,8 @@ def environment() -> dict[str, Any]:
         "device": cpu_name() if device.platform == "cpu" else device.device_kind,
         "platform": " ".join(device.client.platform_version.split()),
         "python": platform.python_version(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": {"eet-jax": eet_jax.__version__}
+        | {name: version for name in _PACKAGES if (version := _version(name))},
         "variables": {
             name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)
         },

@@ -11,17 +11,21 @@ import numpy as np
 import pure_jax
 import pure_jax_prefill
 from baseline import Baseline
-from measure import Repeated
+from measure import Repeated, fastest, repeated
 from pure_jax import Form
 from random_model import rewound
 
 import eet_jax
+import xla_ops
 from eet_jax import BufferPool, DecoderConfig
 
 EXPECTED_FLOP_PER_SECOND = {"gpu": 500e12, "cpu": 100e9}
 """From which the number of steps of a timed loop follows"""
 
 MAX_STEPS = 256
+
+SQUARE = 1024
+"""Rows and columns of the matrices that the floor of a CPU multiplies"""
 
 
 def steps_per_loop(flop: float, loop_seconds: float) -> int:
@@ -109,3 +113,28 @@ def pure_jax_step(config: DecoderConfig, form: Form) -> Callable[..., Any]:
         return pure_jax_prefill.prefill(config, form, weights, tokens, carry[1])
 
     return step
+
+
+class MultiplyOnly:
+    """A CPU's floor: as much arithmetic as a prefill, in products of square matrices, by XLA or by
+    ours, which of them is faster.
+    """
+
+    def __init__(self, dtype: str, flop: float, steps: int) -> None:
+        self.steps = steps
+        products = max(1, round(flop / 2 / SQUARE**3))
+        self._scale = flop / 2 / SQUARE**3 / products
+        x, kernel = jnp.ones((2, SQUARE, SQUARE), dtype)
+
+        def program(multiply: Callable[[jax.Array, jax.Array], jax.Array]) -> Repeated:
+            return repeated(multiply, steps * products, (x, kernel))
+
+        multiply, _ = fastest((jnp.matmul, xla_ops.linear), program)
+        self._program = program(multiply)
+
+    def seconds(self) -> float:
+        """Of all steps."""
+        return self._program.seconds() * self._scale
+
+    def peak_bytes(self) -> None:
+        """Of no interest."""

@@ -25,6 +25,7 @@ memory_rows = load("memory_rows")
 op_rows = load("op_rows")
 ops = load("ops")
 prefill = load("prefill")
+prefill_programs = load("prefill_programs")
 prefill_rows = load("prefill_rows")
 pure_jax = load("pure_jax")
 pure_jax_decode = load("pure_jax_decode")
@@ -80,6 +81,18 @@ def test_the_floor_of_a_cpu_takes_its_turns(monkeypatch, tmp_path):
     assert row["floor_us"] == pytest.approx(row["memory"]["us"], rel=1e-3)
     assert row["memory"]["percent_of_floor"] == 100.0
     percent = 100 * row["memory"]["us"] / row["eet_jax"]["us"]
+    assert row["eet_jax"]["percent_of_floor"] == pytest.approx(percent, abs=0.1)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU's rate is known")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_floor_of_prefill_on_a_cpu(monkeypatch, tmp_path, dtype):
+    rows = [prefill_rows.Row("llama", LLAMA.replace(dtype=dtype), 2, 40, **HERE)]
+    monkeypatch.setattr(prefill_programs, "SQUARE", 64)
+    options = [*QUICK, "--programs", "eet_jax", "products"]
+    (row,) = run(prefill, options, monkeypatch, tmp_path, rows=rows)["results"]
+    assert row["floor_us"] == pytest.approx(row["products"]["us"], rel=1e-3)
+    percent = 100 * row["products"]["us"] / row["eet_jax"]["us"]
     assert row["eet_jax"]["percent_of_floor"] == pytest.approx(percent, abs=0.1)
 
 
@@ -145,7 +158,7 @@ def test_prefill(monkeypatch, tmp_path, capsys):
     report = run(prefill, QUICK, monkeypatch, tmp_path, rows=rows)
     assert [row["model"] for row in report["results"]] == [*MODELS]
     for row, asked in zip(report["results"], rows, strict=True):
-        for name in prefill.PROGRAMS:
+        for name in ("eet_jax", "pure_jax"):
             expected = asked.cost.flop / row[name]["us"] / 1e6
             assert row[name]["tflops"] == pytest.approx(expected, rel=1e-3)
         if jax.default_backend() == "cpu":
