@@ -27,6 +27,9 @@ struct AttentionArgs {
   float scale, soft_cap;                // soft_cap 0: none
   int64_t window;                       // 0: none
   bool causal;
+  // No kernel that this one may overtake writes rows, positions, lengths or page table: they may be
+  // read before those in front have ended.
+  bool tokens_are_ready = false;
 };
 
 template <typename T>
@@ -46,8 +49,8 @@ struct Query {
 template <typename T>
 EET_HOST_DEVICE Query QueryOf(const AttentionArgs<T>& args, int64_t token) {
   const int row = args.rows ? args.rows[token] : int(token / args.query_len);
-  if (row < 0 || row >= args.batch) return {.row = -1, .position = 0, .keys = {}};
   const int position = args.positions ? args.positions[token] : int(token % args.query_len);
+  if (row < 0 || row >= args.batch) return {.row = -1, .position = 0, .keys = {}};
   int64_t length = args.page_table ? args.max_pages * args.page_size : args.key_len;
   if (args.lengths && args.lengths[row] < length) length = args.lengths[row];
   return {.row = row,

@@ -123,7 +123,8 @@ void Attend(Stream stream, const AttentionBlockArgs<T>& args, const AttentionAct
                                      .scale = args.scale,
                                      .soft_cap = args.soft_cap,
                                      .window = args.window,
-                                     .causal = true});
+                                     .causal = true,
+                                     .tokens_are_ready = true});
 }
 
 // Queries to at.q, keys and values to the cache. A kernel that does it all reads the normed input

@@ -48,18 +48,23 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<AttentionShared<Shape>*>(memory);
   if (threadIdx.x == 0) InitBarriers(shared);
-  WaitForKernelsBefore();
+  if (!args.tokens_are_ready) WaitForKernelsBefore();
   OrderStretches<Shape>(args, reinterpret_cast<int*>(shared.keys), shared.order);
   FenceSharedCopies();  // tiles take the place of the order's scratch memory
   __syncthreads();
   const int group = Uniform(threadIdx.x / kGroupThreads);
   if (group < Shape::kGroups) {
     TakeRegisters<Shape::kManyRegisters>();
+    WaitForKernelsBefore();  // which may still read what this one overwrites
+    LetNextKernelStart();
     Multiplier<Shape>(args, shared, group).Run();
   } else {
     GiveRegisters<Shape::kFewRegisters>();
     const int warp = Uniform(threadIdx.x % kGroupThreads / kWarpSize);
-    if (warp == 0) Loader<Shape>(args, maps, shared).Run();
+    if (warp == 0) {
+      WaitForKernelsBefore();
+      Loader<Shape>(args, maps, shared).Run();
+    }
     if (warp == 1) Planner<Shape>(args, shared).Run();
     if (warp == 2) Cleaner<Shape>(shared).Run();
   }
@@ -110,7 +115,13 @@ void Launch(Stream stream, const AttentionArgs<typename Shape::T>& args) {
   const int blocks = std::min(items, Multiprocessors());
   const LaunchShape shape{
       .grid = dim3(blocks), .block = dim3(Shape::kThreads), .shared_bytes = kSharedBytes};
-  LaunchKernel(kernel, shape, stream, args, maps);
+  LaunchEarly(kernel, shape, stream, args, maps);
+}
+
+// Whether the blocks of the grid get so few items that smaller ones share the work more evenly.
+template <class Shape>
+bool AreFew(const AttentionArgs<typename Shape::T>& args) {
+  return Stretches(args, Shape::kQueries).Items(args) < 3 * Multiprocessors();
 }
 
 }  // namespace
@@ -123,9 +134,12 @@ void AttentionSm90(Stream stream, const AttentionArgs<T>& args) {
     return biased ? Launch<Biased>(stream, args) : Launch<Plain>(stream, args);
   };
   switch (args.head_dim) {
-    case 64:
-      return launch(AttentionShape<T, 64, 3, 128, 4, 64>{},
-                    AttentionShape<T, 64, 2, 128, 4, 64, true>{});
+    case 64: {
+      using Wide = AttentionShape<T, 64, 3, 128, 4, 64>;
+      using Biased = AttentionShape<T, 64, 2, 128, 4, 64, true>;
+      if (AreFew<Wide>(args)) return launch(AttentionShape<T, 64, 2, 128, 4, 64>{}, Biased{});
+      return launch(Wide{}, Biased{});
+    }
     case 80:
       return launch(AttentionShape<T, 80, 2, 128, 2, 16>{},
                     AttentionShape<T, 80, 2, 128, 2, 16, true>{});

@@ -38,14 +38,21 @@ __device__ int PositionOf(const AttentionArgs<T>& args, int token) {
   return args.positions ? args.positions[token] : token % int(args.query_len);
 }
 
+// Whether the order of stretches is looked for: where each block has but one item it does not
+// matter.
+template <typename T>
+__device__ bool AreOrdered(const AttentionArgs<T>& args, const Stretches& stretches) {
+  return args.rows && stretches.per_group <= kMaxOrdered && stretches.Items(args) > int(gridDim.x);
+}
+
 // Orders the stretches of packed tokens by the keys that their last tokens see, most first. By all
 // threads; `work` is scratch memory for kMaxOrdered.
 template <class Shape>
 __device__ void OrderStretches(const AttentionArgs<typename Shape::T>& args, int* work,
                                uint16_t* order) {
   const Stretches stretches(args, Shape::kQueries);
+  if (!AreOrdered(args, stretches)) return;
   const int count = stretches.per_group;
-  if (!args.rows || count > kMaxOrdered) return;
   for (int i = threadIdx.x; i < count; i += Shape::kThreads) {
     const Query last = QueryOf(args, min(args.tokens, int64_t{i + 1} * Shape::kQueries) - 1);
     work[i] = last.keys.end - last.keys.begin;
@@ -84,43 +91,74 @@ class Planner {
   __device__ void PlanItem(int item) {
     const int heads = int(args_.heads), head = item % heads;
     const int in_order = item / heads / stretches_.groups, group = item / heads % stretches_.groups;
-    const bool ordered = args_.rows && stretches_.per_group <= kMaxOrdered;
-    const int stretch = ordered ? shared_.order[in_order] : stretches_.per_group - 1 - in_order;
+    const int stretch = AreOrdered(args_, stretches_) ? shared_.order[in_order]
+                                                      : stretches_.per_group - 1 - in_order;
     PlanStretch(group * stretches_.group_len, stretch * Shape::kQueries, head);
   }
 
-  // The units that start among kQueries tokens from `first` of the group that starts at `base`.
+  // The units that start among kQueries tokens from `first` of the group that starts at `base`. The
+  // last one may reach further.
   __device__ void PlanStretch(int base, int first, int head) {
-    constexpr int kWords = 2 * Shape::kQueries / kWarpSize;  // the last unit may reach further
-    const int lane = threadIdx.x % kWarpSize;
-    unsigned starts = 0;  // bit w: whether a unit starts at the lane's token of word w
-#pragma unroll 2
-    for (int w = 0; w < kWords; ++w) {
-      if (StartsUnit(base, first + w * kWarpSize + lane)) starts |= 1u << w;
-    }
+    constexpr int kAhead = 4 * kWarpSize;  // tokens that are looked at together
+    Place before = PlaceOf(base + max(first - 1, 0));
     int open = -1;
 #pragma unroll 1
-    for (int w = 0; w < kWords; ++w) {
-      unsigned word = __ballot_sync(kFullMask, starts >> w & 1);
+    for (int begin = 0; begin < 2 * Shape::kQueries; begin += kAhead) {
+      const unsigned starts = FindStarts<kAhead>(base, first + begin, before);
 #pragma unroll 1
-      for (; word; word &= word - 1) {
-        const int start = w * kWarpSize + __ffs(word) - 1;
-        if (open >= 0) PlanUnit(base + first + open, start - open, head);
-        if (start >= Shape::kQueries || first + start >= stretches_.group_len) return;
-        open = start;
+      for (int w = 0; w < kAhead / kWarpSize; ++w) {
+        unsigned word = __ballot_sync(kFullMask, starts >> w & 1);
+#pragma unroll 1
+        for (; word; word &= word - 1) {
+          const int start = begin + w * kWarpSize + __ffs(word) - 1;
+          if (open >= 0) PlanUnit(base + first + open, start - open, head);
+          if (start >= Shape::kQueries || first + start >= stretches_.group_len) return;
+          open = start;
+        }
       }
     }
   }
 
+  struct Place {
+    int row, position;
+  };
+
+  __device__ __forceinline__ Place PlaceOf(int token) const {
+    return {RowOf(args_, token), PositionOf(args_, token)};
+  }
+
+  // Bit w: whether a unit starts at this lane's token of the word w of `kTokens` tokens from
+  // `begin` on. All loads are under way together: one after the other they took longer than the
+  // attention of a short prompt. `before` is the place of the token before, and is left as that of
+  // the last.
+  template <int kTokens>
+  __device__ __forceinline__ unsigned FindStarts(int base, int begin, Place& before) const {
+    constexpr int kWords = kTokens / kWarpSize, kLast = kWarpSize - 1;
+    const int lane = threadIdx.x % kWarpSize;
+    Place places[kWords];
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      places[w] = PlaceOf(base + min(begin + w * kWarpSize + lane, stretches_.group_len - 1));
+    }
+    unsigned starts = 0;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const Place& here = places[w];
+      const Place neighbour{__shfl_up_sync(kFullMask, here.row, 1),
+                            __shfl_up_sync(kFullMask, here.position, 1)};
+      const int i = begin + w * kWarpSize + lane;
+      if (StartsUnit(i, here, lane == 0 ? before : neighbour)) starts |= 1u << w;
+      before = {__shfl_sync(kFullMask, here.row, kLast),
+                __shfl_sync(kFullMask, here.position, kLast)};
+    }
+    return starts;
+  }
+
   // The end of the group counts as a start, and what is behind it.
-  __device__ bool StartsUnit(int base, int i) const {
-    if (i == 0 || i >= stretches_.group_len) return true;
-    if (!args_.rows && !args_.positions) return i % Shape::kQueries == 0;
-    const int token = base + i;
-    const int row = RowOf(args_, token), position = PositionOf(args_, token);
-    if (row != RowOf(args_, token - 1)) return true;
-    if (row < 0) return i % Shape::kQueries == 0;
-    return position % Shape::kQueries == 0 || position - 1 != PositionOf(args_, token - 1);
+  __device__ __forceinline__ bool StartsUnit(int i, const Place& here, const Place& before) const {
+    if (i == 0 || i >= stretches_.group_len || here.row != before.row) return true;
+    if (here.row < 0) return i % Shape::kQueries == 0;
+    return here.position % Shape::kQueries == 0 || here.position - 1 != before.position;
   }
 
   __device__ void PlanUnit(int token, int count, int head) {

@@ -7,7 +7,8 @@ namespace eet {
 
 template <typename T, typename Y>
 void LinearSm90(Stream stream, const LinearArgs<T, Y>& args) {
-  const LinearSizes sizes{.rows = args.rows, .in = args.in, .out = args.out};
+  const LinearSizes sizes{
+      .rows = args.rows, .in = args.in, .out = args.out, .kernel_is_ready = args.kernel_is_ready};
   if constexpr (std::is_same_v<T, Y>) {
     if (args.gated) {  // by tiles whose results are whole lines
       return WithLinearShape<T, 128>(sizes, [&]<class Shape>(Shape) {

@@ -7,7 +7,7 @@
 //     memory (linear_sm90_store.cuh). Taking turns in finishing cost 1 to 5 %.
 //   * One thread orders tiles from the copy engine into a ring of four stages
 //     (linear_sm90_load.cuh); it is ahead by as many, so the next tile's come while one is
-//     finished.
+//     finished. Inside a layer the kernel's first tiles come while the kernel in front ends.
 //   * Two blocks, a cluster, have the same outputs: each copies half of the kernel's tile into the
 //     shared memory of both, else the second cache could not keep up.
 //
@@ -29,20 +29,23 @@ template <class Shape, class Epilogue>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     LinearSm90Kernel(const __grid_constant__ typename Epilogue::Args args,
                      const __grid_constant__ LinearMaps maps,
-                     const __grid_constant__ LinearTiles tiles) {
+                     const __grid_constant__ LinearTiles tiles, bool kernel_is_ready) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<LinearShared<Shape>*>(memory);
   if (threadIdx.x == 0) InitBarriers(shared);
   LinearCluster::Sync();
-  WaitForKernelsBefore();
   const int group = Uniform(threadIdx.x / kGroupThreads);
   if (group < Shape::kGroups) {
     TakeRegisters<Shape::kManyRegisters>();
+    WaitForKernelsBefore();
+    LetNextKernelStart();
     LinearMultiplier<Shape, Epilogue>(args, tiles, shared, maps.y, group).Run();
   } else {
     GiveRegisters<Shape::kFewRegisters>();
-    if (threadIdx.x % kGroupThreads == 0) LinearLoader<Shape>(maps, tiles, shared).Run();
+    if (threadIdx.x % kGroupThreads == 0) {
+      LinearLoader<Shape>(maps, tiles, shared).Run(kernel_is_ready);
+    }
   }
   LinearCluster::Sync();  // the other block still arrives at this one's barriers
 #endif
@@ -50,6 +53,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
 struct LinearSizes {
   int64_t rows, in, out;
+  bool kernel_is_ready;  // as LinearArgs has it
 };
 
 template <class Shape, class Epilogue>
@@ -80,7 +84,7 @@ void LaunchLinearSm90(Stream stream, const typename Shape::T* x, const typename 
                           .block = dim3(Shape::kThreads),
                           .shared_bytes = kSharedBytes,
                           .cluster_blocks = kLinearBlocks};
-  LaunchEarly(run, shape, stream, args, maps, tiles);
+  LaunchEarly(run, shape, stream, args, maps, tiles, sizes.kernel_is_ready);
 }
 
 template <typename T>

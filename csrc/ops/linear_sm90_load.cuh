@@ -18,7 +18,15 @@ class LinearLoader {
                           LinearShared<Shape>& shared)
       : maps_(maps), tiles_(tiles), shared_(shared) {}
 
-  __device__ void Run() {
+  // `kernel_is_ready`: its first tiles need not wait for the kernels before.
+  __device__ void Run(bool kernel_is_ready) {
+    if (kernel_is_ready) {
+      ahead_ = min(tiles_.steps, Shape::kStages);
+      tiles_.At<Shape>(LinearCluster::Item(), [&](int, int out) {
+        for (int i = 0; i < ahead_; ++i) LoadKernel(i * Shape::kCols, out, i);
+      });
+    }
+    WaitForKernelsBefore();
     tiles_.ForEach<Shape>([&](int row, int out) {
 #pragma unroll 1
       for (int step = 0; step < tiles_.steps; ++step) Load(step * Shape::kCols, row, out);
@@ -26,24 +34,34 @@ class LinearLoader {
   }
 
  private:
-  // A stage is free when both blocks have multiplied it: each writes a part of the other's. What it
-  // copies may land there before the other expects it; the other's phase ends after both.
+  // A stage is free when both blocks have multiplied it: each writes a part of the other's.
   __device__ void Load(int col, int row, int out) {
-    const int rank = LinearCluster::Rank();
-    Barrier& full = shared_.full[slot_.index];
-    shared_.empty[slot_.index].Wait(slot_.parity ^ 1);
-    full.ArriveExpecting(Shape::kRowBytes + Shape::kOutBytes);
-    CopyBox(SharedAddress(shared_.x[slot_.index]), maps_.x, col, row, 0, 0, full);
-    const int part = rank * Shape::kPartOuts;
-    CopyBoxToCluster(SharedAddress(shared_.kernel[slot_.index]) + part * Shape::kSpan, maps_.kernel,
-                     col, out + part, 0, 0, full, (1 << kLinearBlocks) - 1);
+    const int stage = slot_.index;
+    if (ahead_ > 0) {
+      --ahead_;
+    } else {
+      shared_.empty[stage].Wait(slot_.parity ^ 1);
+      LoadKernel(col, out, stage);
+    }
+    CopyBox(SharedAddress(shared_.x[stage]), maps_.x, col, row, 0, 0, shared_.full[stage]);
     slot_.Advance();
+  }
+
+  // What it copies may land at the other block before that expects it; the other's phase ends after
+  // both.
+  __device__ void LoadKernel(int col, int out, int stage) {
+    const int part = LinearCluster::Rank() * Shape::kPartOuts;
+    Barrier& full = shared_.full[stage];
+    full.ArriveExpecting(Shape::kRowBytes + Shape::kOutBytes);
+    CopyBoxToCluster(SharedAddress(shared_.kernel[stage]) + part * Shape::kSpan, maps_.kernel, col,
+                     out + part, 0, 0, full, (1 << kLinearBlocks) - 1);
   }
 
   const LinearMaps& maps_;
   const LinearTiles& tiles_;
   LinearShared<Shape>& shared_;
   RingSlot<Shape::kStages> slot_;
+  int ahead_ = 0;  // stages whose part of the kernel is ordered
 };
 
 }  // namespace eet

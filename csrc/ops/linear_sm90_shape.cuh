@@ -52,17 +52,21 @@ struct LinearTiles {
             .steps = int((in + Shape::kCols - 1) / Shape::kCols)};
   }
 
-  // Calls work(row, out) for the first row and output of each tile of this block, in order.
+  // Calls work(row, out) for the first row and output of this block's part of tile i.
+  template <class Shape, typename F>
+  __device__ __forceinline__ void At(int i, const F& work) const {
+    const int band = i / (kBandPairs * strips), first = band * kBandPairs;
+    const int in_band = i - first * strips, height = min(kBandPairs, pairs - first);
+    const int pair = first + in_band % height, strip = in_band / height;
+    work((pair * kLinearBlocks + LinearCluster::Rank()) * Shape::kRows, strip * Shape::kOuts);
+  }
+
+  // The same for each tile of this block, in order.
   template <class Shape, typename F>
   __device__ __forceinline__ void ForEach(const F& work) const {
     const int clusters = int(gridDim.x) / kLinearBlocks;
 #pragma unroll 1
-    for (int i = LinearCluster::Item(); i < pairs * strips; i += clusters) {
-      const int band = i / (kBandPairs * strips), first = band * kBandPairs;
-      const int in_band = i - first * strips, height = min(kBandPairs, pairs - first);
-      const int pair = first + in_band % height, strip = in_band / height;
-      work((pair * kLinearBlocks + LinearCluster::Rank()) * Shape::kRows, strip * Shape::kOuts);
-    }
+    for (int i = LinearCluster::Item(); i < pairs * strips; i += clusters) At<Shape>(i, work);
   }
 };
 

@@ -20,7 +20,10 @@ static bool IsAligned(const LinearArgs<T>& product, const RotaryAppendArgs<T>& a
 template <int kDim, typename T>
 static void LaunchHeads(Stream stream, const LinearArgs<T>& product,
                         const RotaryAppendArgs<T>& append) {
-  const LinearSizes sizes{.rows = product.rows, .in = product.in, .out = product.out};
+  const LinearSizes sizes{.rows = product.rows,
+                          .in = product.in,
+                          .out = product.out,
+                          .kernel_is_ready = product.kernel_is_ready};
   WithLinearShape<T, kDim>(sizes, [&]<class Shape>(Shape) {
     LaunchLinearSm90<Shape, QkvHeads<Shape, kDim>>(
         stream, product.x, product.kernel, sizes,
