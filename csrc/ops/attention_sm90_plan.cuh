@@ -99,8 +99,9 @@ class Planner {
   // The units that start among kQueries tokens from `first` of the group that starts at `base`. The
   // last one may reach further.
   __device__ void PlanStretch(int base, int first, int head) {
-    constexpr int kAhead = 4 * kWarpSize;  // tokens that are looked at together
-    Place before = PlaceOf(base + max(first - 1, 0));
+    // Tokens that are looked at together: most units end among them.
+    constexpr int kAhead = Shape::kQueries + kWarpSize;
+    Place before = PlaceOf(base, max(first - 1, 0));
     int open = -1;
 #pragma unroll 1
     for (int begin = 0; begin < 2 * Shape::kQueries; begin += kAhead) {
@@ -123,8 +124,10 @@ class Planner {
     int row, position;
   };
 
-  __device__ __forceinline__ Place PlaceOf(int token) const {
-    return {RowOf(args_, token), PositionOf(args_, token)};
+  // Of token i of the group that starts at `base`. Where tokens are not packed that is one row.
+  __device__ __forceinline__ Place PlaceOf(int base, int i) const {
+    return {args_.rows ? RowOf(args_, base + i) : 0,
+            args_.positions ? args_.positions[base + i] : i};
   }
 
   // Bit w: whether a unit starts at this lane's token of the word w of `kTokens` tokens from
@@ -138,7 +141,7 @@ class Planner {
     Place places[kWords];
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
-      places[w] = PlaceOf(base + min(begin + w * kWarpSize + lane, stretches_.group_len - 1));
+      places[w] = PlaceOf(base, min(begin + w * kWarpSize + lane, stretches_.group_len - 1));
     }
     unsigned starts = 0;
 #pragma unroll
