@@ -76,7 +76,7 @@ def rates() -> Rates:
         products=None,
         attention=None,
         source=f"this process's best of {_RUNS}, by "
-        + ("memchr and memcpy on all threads" if on_cpu else "XLA's sums of rows and its x + 1"),
+        + ("memcmp and memcpy on all threads" if on_cpu else "XLA's sums of rows and its x + 1"),
     )
 
 

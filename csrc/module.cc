@@ -43,7 +43,9 @@ class Library {
   void* handle_;
 };
 
-// The builds of the CPU library that this processor runs, that of the widest instructions first.
+// The builds of the CPU library that this processor runs, the fastest first: that of the widest
+// instructions, but Intel's processors multiply fewer pairs of bfloat16 in a cycle than floats. On
+// a Xeon prefill in bfloat16 took 648 ms with pairs, 430 without.
 static std::vector<std::string> CpuVariants() {
   std::vector<std::string> variants = {"baseline"};
 #if defined(__x86_64__)
@@ -52,7 +54,7 @@ static std::vector<std::string> CpuVariants() {
   if (__builtin_cpu_supports("x86-64-v3")) variants.insert(variants.begin(), "avx2");
   if (avx512) variants.insert(variants.begin(), "avx512");
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-    variants.insert(variants.begin(), "avx512_bf16");
+    variants.insert(variants.begin() + (__builtin_cpu_is("intel") ? 1 : 0), "avx512_bf16");
   }
 #endif
   return variants;

@@ -1,5 +1,6 @@
-"""Every build of the CPU library that this processor runs, not only that of the widest
-instructions: random products, norms, rotations and cached attention, each in its own process."""
+"""Every build of the CPU library that this processor runs, not only the fastest: random products,
+norms, rotations and cached attention, each in its own process.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def run(*arguments, variant):
     )
 
 
-def test_the_widest_is_loaded():
+def test_the_fastest_is_loaded():
     assert _library.cpu_variant() == os.environ.get(
         "EET_JAX_CPU", _library.native().cpu_variants()[0]
     )
@@ -36,7 +37,7 @@ def test_the_widest_is_loaded():
 
 
 @pytest.mark.parametrize("variant", _library.native().cpu_variants()[1:])
-def test_narrower_ones(variant):
+def test_the_others(variant):
     program = "from xla_ops import _library; print(_library.cpu_variant(), *_library.libraries)"
     assert run("-c", program, variant=variant).stdout.split()[:2] == [variant, "cpu"]
     result = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, variant=variant)

@@ -74,7 +74,7 @@ def _load(platform: str, name: str) -> None:
 
 
 def cpu_variant() -> str:
-    """The build of the CPU library: that of the widest instructions, or the one EET_JAX_CPU names.
+    """The build of the CPU library: the processor's fastest, or the one that EET_JAX_CPU names.
 
     Raises:
         ValueError: if this processor does not run it.

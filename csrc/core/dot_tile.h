@@ -127,7 +127,8 @@ inline void DotRows(const FourRows<T>& four, int64_t size, const Factor<T>* x, i
 // The same for one row of x, reading the four one after the other: a single stream of memory is the
 // fastest, and a sum that waits for the one before it is faster still.
 template <typename T>
-inline void DotOneRow(const FourRows<T>& four, int64_t size, const Factor<T>* x, float* y) {
+inline void DotOneRow(const FourRows<T>& four, int64_t size, const Factor<T>* x, float* y,
+                      int64_t ahead) {
   constexpr int kStep = Factors<Factor<T>>::kSize;
   TileSums<1> sums = {};
   const int64_t whole = size / kStep * kStep;
@@ -136,6 +137,7 @@ inline void DotOneRow(const FourRows<T>& four, int64_t size, const Factor<T>* x,
     const T* row = four.rows[i];
     Floats& sum = sums[0][i];
     for (int64_t k = 0; k < whole; k += kStep) {
+      __builtin_prefetch(reinterpret_cast<const char*>(row + k) + ahead);
       sum = MultiplyAdd(sum, LoadFactors(x + k), LoadFactors(row + k));
     }
     if (whole < size) {

@@ -14,7 +14,8 @@ constexpr int kBlockOuts = 64;  // outputs that are finished together
 
 // Four rows of the kernel are one piece of memory, but are read side by side, which the processor's
 // prefetcher takes for four streams of its own: from rows of 2 KB that costs half the bandwidth. So
-// the piece is asked for in its order, this far ahead.
+// the piece is asked for in its order, this far ahead. For a single row, whose stream is in order,
+// it makes up for slow products: pairs of bfloat16 on an Intel Xeon came at 22 GB/s instead of 29.
 constexpr int64_t kAheadBytes = 12 << 10;
 
 template <typename T, typename Y>
@@ -26,7 +27,7 @@ static void MultiplyBlock(const LinearArgs<T, Y>& args, const Factor<T>* x, int6
     const auto kernel = FourRows<T>::Of(args.kernel, args.in, col + i, args.out);
     float* y = &products[0][i];
     if (args.rows == 1) {
-      DotOneRow(kernel, args.in, x, y);
+      DotOneRow(kernel, args.in, x, y, kAheadBytes);
     } else {
       DotAllRows(kernel, args.in, args.rows, x, stride, y, kBlockOuts, kAheadBytes);
     }
