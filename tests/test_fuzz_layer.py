@@ -81,7 +81,7 @@ def test_any_decoder_layer(seed, dtype, case):
     assert_kept(case, given, k, v)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seeds, dtypes, cases(), st.booleans())
 def test_any_attention_block(seed, dtype, case, added):
     given, residual = operands(seed, case, dtype)
@@ -96,7 +96,7 @@ def test_any_attention_block(seed, dtype, case, added):
     assert_kept(case, given, k, v)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seeds, dtypes, cases(), st.booleans())
 def test_any_mlp_block(seed, dtype, case, added):
     given, residual = operands(seed, case, dtype)
