@@ -14,7 +14,8 @@ from xla_ops import _library
 
 jax.config.update("jax_num_cpu_devices", 2)  # so that what is sharded lies on more than one
 
-# The same examples in every run, so that a failure is a change and can be had again.
+# The same examples in every run, so that a failure can be had again; but for numbers that
+# hypothesis takes from whatever modules a process has loaded.
 settings.register_profile(
     "repository", max_examples=40, derandomize=True, database=None, deadline=None
 )

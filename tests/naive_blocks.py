@@ -51,8 +51,9 @@ def naive_attention_block(
     page_table, rows, positions = (np.asarray(a) for a in (cache.page_table, *tokens[:2]))
     kv_heads, page_size, head_dim = k.shape[2:]
     qkv = naive_norm(x, w.norm_scale, w.norm_bias, options) @ w.qkv_kernel.T + w.qkv_bias
-    qkv = qkv.reshape(count, kv_heads, -1, head_dim)
-    q = qkv[:, :, :-2].reshape(count, -1, head_dim)
+    group = qkv.shape[1] // (kv_heads * head_dim) - 2
+    qkv = qkv.reshape(count, kv_heads, group + 2, head_dim)
+    q = qkv[:, :, :group].reshape(count, kv_heads * group, head_dim)
     new_k, new_v = qkv[:, :, -2], qkv[:, :, -1]
     rms = LayerOptions(eps=options.eps)
     if w.q_norm is not None:
@@ -75,7 +76,8 @@ def naive_attention_block(
             window=options.window or None, soft_cap=options.soft_cap or None,
             alibi_slopes=None if tokens.alibi_slopes is None else float64(tokens.alibi_slopes),
         )  # fmt: skip
-    return attended.reshape(count, -1) @ w.o_kernel.T + w.o_bias + residual, k, v
+    attended = attended.reshape(count, kv_heads * group * head_dim)
+    return attended @ w.o_kernel.T + w.o_bias + residual, k, v
 
 
 def naive_mlp_block(
