@@ -276,7 +276,7 @@ def decode_embedded(
 
     Logits are NaN where ``tokens.rows`` is -1.
     """
-    if persistent.takes(config, state, implementation):
+    if persistent.supports(config, state, implementation):
         return run_step(config, weights, tokens, state, implementation)
     stream, state = run_layers(
         config, weights, state.residual, tokens, state, implementation, decode=True

@@ -10,10 +10,10 @@ from xla_ops import decode_step_bytes, decode_step_fits
 if TYPE_CHECKING:
     from eet_jax.state import DecodeState
 
-MOST_ROWS = 8
-"""Of states that decode by it unless told otherwise. It takes 16, but each of its blocks reads the
-inputs of all rows, and the layers one by one are faster: Llama-3.2-1B on an H200 takes 1132 us for
-16 rows beside 1404."""
+MAX_ROWS = 8
+"""The most rows of a state that decodes by it unless told otherwise. It takes 16, but each of its
+blocks reads the inputs of all rows, and the layers one by one are faster: Llama-3.2-1B on an H200
+takes 1132 us for 16 rows beside 1404."""
 
 
 def step_bytes(config: DecoderConfig, batch: int, max_keys: int, page_size: int) -> int:
@@ -37,7 +37,7 @@ def step_bytes(config: DecoderConfig, batch: int, max_keys: int, page_size: int)
     )
 
 
-def takes(config: DecoderConfig, state: DecodeState, implementation: str | None) -> bool:
+def supports(config: DecoderConfig, state: DecodeState, implementation: str | None) -> bool:
     """Whether a decode step of ``state`` is one call of the kernel. Known without its values.
 
     A state forked to more rows than it was made for may lack the workspace: the layers one by one

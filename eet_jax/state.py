@@ -180,7 +180,7 @@ def init_state(
         **placement.put(small),
         pooled=device.platform == "gpu",
         persistent=(
-            mesh is None and batch <= persistent.MOST_ROWS and decode_step_problem(device) is None
+            mesh is None and batch <= persistent.MAX_ROWS and decode_step_problem(device) is None
         ),
         mesh=mesh,
     )

@@ -134,7 +134,7 @@ def test_decodes_as_the_layers_one_by_one(twin, name):
 
 def test_states_of_few_rows_decode_by_it(monkeypatch):
     monkeypatch.setattr(state, "decode_step_problem", lambda device: None)
-    for batch, decodes in ((1, True), (persistent.MOST_ROWS, True), (9, False)):
+    for batch, decodes in ((1, True), (persistent.MAX_ROWS, True), (9, False)):
         assert eet_jax.init_state(CONFIG, batch).persistent is decodes
 
 
@@ -153,23 +153,23 @@ def test_states_of_few_rows_decode_by_it(monkeypatch):
 )
 def test_decoders_that_it_is_not_built_for(changes, batch):
     config = CONFIG.replace(**changes)
-    assert not persistent.takes(config, init_state(config, batch), None)
+    assert not persistent.supports(config, init_state(config, batch), None)
     assert persistent.step_bytes(config, batch, 192, 64) == 0
 
 
 def test_when_it_is_taken():
     for batch in (1, 16):
         state = init_state(CONFIG, batch)
-        assert persistent.takes(CONFIG, state, None)
-        assert persistent.takes(CONFIG, state, "native")
-        assert not persistent.takes(CONFIG, state, "reference")
+        assert persistent.supports(CONFIG, state, None)
+        assert persistent.supports(CONFIG, state, "native")
+        assert not persistent.supports(CONFIG, state, "reference")
         general = dataclasses.replace(state, persistent=False)
-        assert not persistent.takes(CONFIG, general, None)
-    assert not persistent.takes(CONFIG, init_state(CONFIG, 1, page_size=32), None)
+        assert not persistent.supports(CONFIG, general, None)
+    assert not persistent.supports(CONFIG, init_state(CONFIG, 1, page_size=32), None)
     needed = persistent.step_bytes(CONFIG, 16, 192, 64)
     for size in (needed, needed - 1):
         enough = dataclasses.replace(state, workspace=jnp.zeros(size, jnp.uint8))
-        assert persistent.takes(CONFIG, enough, None) == (size == needed)
+        assert persistent.supports(CONFIG, enough, None) == (size == needed)
 
 
 def test_the_plan_has_room_for_it():
@@ -315,7 +315,7 @@ def test_both_paths_generate_the_same_tokens():
     texts = ("It was a", "The captain", "My dear", "\n", "Call me Ishmael. Some years ago")
     prompts = [llm.tokenizer.encode(text).ids for text in texts]
     config = llm.config
-    assert persistent.takes(config, eet_jax.init_state(config, len(prompts)), None)
+    assert persistent.supports(config, eet_jax.init_state(config, len(prompts)), None)
     one, other = (
         greedy(config, llm.weights, prompts, 128, kernel=kernel) for kernel in (True, False)
     )
@@ -353,7 +353,7 @@ def test_a_sequence_of_steps_against_float32():
             found.append(np.asarray(logits))
         return np.stack(found)
 
-    assert persistent.takes(config, eet_jax.init_state(config, 3), None)
+    assert persistent.supports(config, eet_jax.init_state(config, 3), None)
     exact = config.replace(dtype="float32")
     want = run(exact, cases.in_float32(weights), "reference")
     rounded = run(config, weights, "reference")
