@@ -23,7 +23,7 @@ from eet_jax.packing import for_chunks, pack, padded_tokens
 from eet_jax.params import Params
 from eet_jax.prepare import Prepared, arrange
 from eet_jax.state import DecodeState, check_status, reserve
-from eet_jax.tensor_parallel import WHOLE, check_split, over_mesh
+from eet_jax.tensor_parallel import REPLICATED, check_split, over_mesh
 from xla_ops import Tokens
 
 
@@ -135,7 +135,7 @@ def extend(
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="implementation", donate_argnums=4)
-@over_mesh(lambda state: (WHOLE, state))
+@over_mesh(lambda state: (REPLICATED, state))
 def _prefill(
     config: DecoderConfig,
     weights: Prepared,
@@ -171,7 +171,7 @@ def _prefill(
     static_argnames=("return_hidden", "implementation"),
     donate_argnums=4,
 )
-@over_mesh(lambda state: (WHOLE, state))
+@over_mesh(lambda state: (REPLICATED, state))
 def _extend(
     config: DecoderConfig,
     weights: Prepared,
@@ -224,7 +224,7 @@ def _reserve(state: DecodeState, lengths: jax.Array) -> tuple[DecodeState, jax.A
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="implementation", donate_argnums=3)
-@over_mesh(lambda state: (WHOLE, state))
+@over_mesh(lambda state: (REPLICATED, state))
 def _decode_step(
     config: DecoderConfig,
     weights: Prepared,

@@ -15,12 +15,12 @@ import numpy as np
 from eet_jax import positions, requests
 from eet_jax.config import DecoderConfig
 from eet_jax.decoder import _prefill, decode_embedded, row_limits
-from eet_jax.placement import everywhere
+from eet_jax.placement import replicated_sharding
 from eet_jax.pool import BufferPool
 from eet_jax.prepare import Prepared, arrange
 from eet_jax.requests import Request
 from eet_jax.state import DecodeState, check_status, init_state, raise_failure, reserve
-from eet_jax.tensor_parallel import WHOLE, check_split, mesh_of, over_mesh
+from eet_jax.tensor_parallel import REPLICATED, check_split, mesh_of, over_mesh
 from xla_ops import InputTables, Limits, Progress, Record, Sampling, Tokens, advance
 
 CHUNK_STEPS = 16
@@ -185,7 +185,7 @@ class Run:
             return
         loop = self._start()
         device = next(iter(loop.state.k.devices()))
-        small = everywhere(loop.state.mesh, device)
+        small = replicated_sharding(loop.state.mesh, device)
         # Once: host arrays would be copied to the device for every chunk.
         options = jax.device_put((self.sampling, request.limits()), small)
         stopped = jax.device_put(np.zeros(request.batch, bool), small)
@@ -271,7 +271,7 @@ class Loop:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
-@over_mesh(lambda state: Loop(state, WHOLE, WHOLE, WHOLE, WHOLE))
+@over_mesh(lambda state: Loop(state, REPLICATED, REPLICATED, REPLICATED, REPLICATED))
 def _first(
     config: DecoderConfig,
     tokens: jax.Array,
@@ -308,7 +308,7 @@ def _compile_chunks(*arguments: Any) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="steps", donate_argnums=2)
-@over_mesh(lambda loop: (loop, WHOLE))
+@over_mesh(lambda loop: (loop, REPLICATED))
 def _decode_chunk(
     config: DecoderConfig,
     weights: Prepared,

@@ -51,7 +51,7 @@ class Placement:
 
     def put(self, arrays: Any) -> Any:
         """``arrays``, a pytree, on every device."""
-        return jax.device_put(arrays, everywhere(self.mesh, self.devices[0]))
+        return jax.device_put(arrays, replicated_sharding(self.mesh, self.devices[0]))
 
 
 def axis_of(mesh: Mesh) -> str:
@@ -65,11 +65,11 @@ def axis_of(mesh: Mesh) -> str:
     return str(mesh.axis_names[0])
 
 
-def everywhere(mesh: Mesh | None, device: jax.Device) -> Sharding:
-    """Of arrays that are the same on all devices of ``mesh``; without one, on ``device``."""
+def replicated_sharding(mesh: Mesh | None, device: jax.Device) -> Sharding:
+    """The sharding of arrays that are the same on all devices of ``mesh``, or lie on ``device``."""
     return SingleDeviceSharding(device) if mesh is None else NamedSharding(mesh, PartitionSpec())
 
 
 def spec(axis: str | None, ndim: int, split: int | None) -> PartitionSpec:
-    """Of an array of ``ndim`` dimensions, of which ``split`` is divided along ``axis``."""
+    """The spec of an array of ``ndim`` dimensions, of which ``split`` is divided along ``axis``."""
     return PartitionSpec(*(axis if i == split else None for i in range(ndim)))

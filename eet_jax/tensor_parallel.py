@@ -31,7 +31,7 @@ from xla_ops import (
     mlp_block,
 )
 
-WHOLE: Any = PartitionSpec()
+REPLICATED: Any = PartitionSpec()
 """The spec of what is the same on every device."""
 
 
@@ -132,11 +132,11 @@ def _specs(config: DecoderConfig, axis: str, tree: Any) -> Any:
     def of(node: Any) -> Any:
         if isinstance(node, Prepared):
             return partition_specs(config, axis)
-        whole = jax.tree.map(lambda _: WHOLE, node)
+        replicated = jax.tree.map(lambda _: REPLICATED, node)
         if not isinstance(node, DecodeState):
-            return whole
+            return replicated
         split = {name: spec(axis, getattr(node, name).ndim, dim) for name, dim in SPLIT.items()}
-        return dataclasses.replace(whole, **split)
+        return dataclasses.replace(replicated, **split)
 
     return jax.tree.map(of, tree, is_leaf=_is_split)
 
@@ -162,22 +162,22 @@ def split_layer(
     count = tokens.rows.shape[0]
     stream = x[:count]
     at: Any = {"layer": layer, "options": options, "implementation": implementation}
-    own = tokens._replace(alibi_slopes=_own(tokens.alibi_slopes, axis))
+    local = tokens._replace(alibi_slopes=_local_slopes(tokens.alibi_slopes, axis))
     attended, k, v, workspace = attention_block(
-        stream, attention._replace(o_bias=None), cache, own, workspace, **at
+        stream, attention._replace(o_bias=None), cache, local, workspace, **at
     )
     mlp_kernels = mlp._replace(down_bias=None)
     if options.parallel_residual:
         fed, workspace = mlp_block(stream, mlp_kernels, workspace, **at)
-        y = stream + _sum(attended + fed, axis, layer, attention.o_bias, mlp.down_bias)
+        y = stream + _all_reduce(attended + fed, axis, layer, attention.o_bias, mlp.down_bias)
     else:
-        h = stream + _sum(attended, axis, layer, attention.o_bias)
+        h = stream + _all_reduce(attended, axis, layer, attention.o_bias)
         fed, workspace = mlp_block(h, mlp_kernels, workspace, **at)
-        y = h + _sum(fed, axis, layer, mlp.down_bias)
+        y = h + _all_reduce(fed, axis, layer, mlp.down_bias)
     return jax.lax.dynamic_update_slice(x, y, (0, 0)), k, v, workspace
 
 
-def _own(slopes: jax.Array | None, axis: str) -> jax.Array | None:
+def _local_slopes(slopes: jax.Array | None, axis: str) -> jax.Array | None:
     """The slopes of the device's own heads."""
     if slopes is None:
         return None
@@ -185,8 +185,8 @@ def _own(slopes: jax.Array | None, axis: str) -> jax.Array | None:
     return jax.lax.dynamic_slice_in_dim(slopes, jax.lax.axis_index(axis) * heads, heads)
 
 
-def _sum(partial: jax.Array, axis: str, layer: int, *biases: jax.Array | None) -> jax.Array:
-    """Of the devices' partial sums, and of the biases once."""
+def _all_reduce(partial: jax.Array, axis: str, layer: int, *biases: jax.Array | None) -> jax.Array:
+    """The sum of the devices' partial sums, and of the biases, once."""
     total = jax.lax.psum(partial, axis)
     for bias in biases:
         total = total if bias is None else total + bias[layer]
