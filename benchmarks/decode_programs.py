@@ -16,7 +16,7 @@ from random_model import filled, rewound
 import eet_jax
 from eet_jax import DecoderConfig, requests
 from eet_jax.cli.bandwidth import CpuReader
-from eet_jax.generation import CHUNK_SIZES, _decode_chunk, _first
+from eet_jax.generation import CHUNK_SIZES, _decode_chunk, _init_loop
 from xla_ops import Limits
 
 
@@ -59,7 +59,7 @@ class EetDecode:
         tokens, lengths = np.zeros((batch, 1), np.int32), np.zeros(batch, np.int32)
         logits = jnp.zeros((batch, self.config.vocab_size))
         state = rewound(self.state, self.start)
-        self.carry = _first(self.config, tokens, lengths, logits, state)
+        self.carry = _init_loop(self.config, tokens, lengths, logits, state)
         self.state = self.carry.state
         return self.carry
 

@@ -202,7 +202,7 @@ class Run:
                 self.state = loop.state
                 pending.append(out)
                 steps += size
-            ended = self._take(*pending.popleft())
+            ended = self._record(*pending.popleft())
             if ended.any():  # the loop remembers those before
                 stopped = jax.device_put(ended, small)
             yield
@@ -224,11 +224,11 @@ class Run:
     def _start(self) -> Loop:
         logits = self._prefill()
         request = self.request
-        loop = _first(self.config, request.tokens, request.lengths, logits, self.state)
+        loop = _init_loop(self.config, request.tokens, request.lengths, logits, self.state)
         self.state = loop.state
         return loop
 
-    def _take(
+    def _record(
         self, tokens: jax.Array, logprobs: jax.Array, active: jax.Array, status: jax.Array
     ) -> np.ndarray:
         """Files a chunk's results; returns the rows that a stop sequence or ``watch`` ended."""
@@ -272,7 +272,7 @@ class Loop:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
 @over_mesh(lambda state: Loop(state, REPLICATED, REPLICATED, REPLICATED, REPLICATED))
-def _first(
+def _init_loop(
     config: DecoderConfig,
     tokens: jax.Array,
     lengths: jax.Array,

@@ -256,7 +256,7 @@ def test_the_loop_is_two_calls_a_step(weights, batch):
     """On the GPU nothing else is computed but the loop's counter."""
     state = init_state(CONFIG, batch)
     prompts = np.ones((batch, 16), np.int32), np.full(batch, 16)
-    loop = generation._first(CONFIG, *prompts, jnp.zeros((batch, CONFIG.vocab_size)), state)
+    loop = generation._init_loop(CONFIG, *prompts, jnp.zeros((batch, CONFIG.vocab_size)), state)
     sampling = requests.sampling(
         batch, 0, temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1
     )
