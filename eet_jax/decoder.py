@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import xla_ops
-from eet_jax import ends, persistent, positions
+from eet_jax import embed_and_head, persistent, positions
 from eet_jax.arguments import check_embeds, checked_prompt, checked_tokens
 from eet_jax.config import DecoderConfig
 from eet_jax.layers import run_chunk, run_layers, run_step
@@ -160,7 +160,9 @@ def _prefill(
 
     limit = state.residual.shape[0]
     state, hidden = for_chunks(packed, limit, chunk, (state, hidden))
-    logits = ends.logits(config, weights, hidden, path="decode", implementation=implementation)
+    logits = embed_and_head.logits(
+        config, weights, hidden, path="decode", implementation=implementation
+    )
     state = dataclasses.replace(state, lengths=state.lengths + lengths)
     return jnp.where(lengths[:, None] > 0, logits, jnp.nan), state
 
@@ -197,9 +199,11 @@ def _extend(
         stream, state = run_chunk(config, weights, packed, start, size, state, implementation)
         hidden = stream[:size]
         rows = (
-            ends.final_norm(config, weights, hidden, implementation)
+            embed_and_head.final_norm(config, weights, hidden, implementation)
             if return_hidden
-            else ends.logits(config, weights, hidden, path="prefill", implementation=implementation)
+            else embed_and_head.logits(
+                config, weights, hidden, path="prefill", implementation=implementation
+            )
         )
         return state, jax.lax.dynamic_update_slice(out, rows, (start, 0))
 
@@ -249,7 +253,7 @@ def decode_active(
     """The body of a decode loop: one token for the ``active`` rows, whose pages are reserved."""
     lengths = state.lengths
     rows = xla_ops.rows_with_room(state.page_table, lengths, active, **row_limits(config, state))
-    stream = ends.embed(
+    stream = embed_and_head.embed(
         config, weights, tokens, lengths, into=state.residual, implementation=implementation
     )
     state = dataclasses.replace(state, residual=stream, lengths=lengths + (rows >= 0))
@@ -282,5 +286,7 @@ def decode_embedded(
         config, weights, state.residual, tokens, state, implementation, decode=True
     )
     hidden = jnp.where(tokens.rows[:, None] < 0, jnp.nan, stream[: state.batch])
-    logits = ends.logits(config, weights, hidden, path="decode", implementation=implementation)
+    logits = embed_and_head.logits(
+        config, weights, hidden, path="decode", implementation=implementation
+    )
     return logits, state

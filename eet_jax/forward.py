@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eet_jax import ends, masks
+from eet_jax import embed_and_head, masks
 from eet_jax.config import DecoderConfig
 from eet_jax.params import Params
 from eet_jax.positions import alibi_slopes, rotary_table
@@ -74,9 +74,9 @@ def forward(
     for layer, (attention_weights, mlp_weights) in enumerate(_unstack(config, weights)):
         x = _layer(config, attention_weights, mlp_weights, layer, x, table, implementation)
     if return_hidden:
-        out = ends.final_norm(config, weights, x, implementation)
+        out = embed_and_head.final_norm(config, weights, x, implementation)
     else:
-        out = ends.logits(config, weights, x, path=PATH, implementation=implementation)
+        out = embed_and_head.logits(config, weights, x, path=PATH, implementation=implementation)
         out = out if logits_dtype is None else out.astype(logits_dtype)
     return out if order is None else masks.undo(out, order)
 
@@ -122,8 +122,8 @@ def _embed(
     if embeds is None:
         assert tokens is not None
         ids = tokens.astype(jnp.int32)
-        return ends.embed(config, weights, ids, positions, implementation=implementation)
-    return ends.add_positions(weights, embeds.astype(config.dtype), positions)
+        return embed_and_head.embed(config, weights, ids, positions, implementation=implementation)
+    return embed_and_head.add_positions(weights, embeds.astype(config.dtype), positions)
 
 
 def _unstack(
@@ -148,7 +148,7 @@ def _layer(
 ) -> jax.Array:
     attended = _attention(config, attention_weights, layer, x, table, implementation)
     source = x if config.parallel_residual else x + attended
-    normed = ends.norm(config, source, w.norm_scale, w.norm_bias, implementation)
+    normed = embed_and_head.norm(config, source, w.norm_scale, w.norm_bias, implementation)
     fed = mlp(
         normed,
         w.up_kernel,
@@ -171,7 +171,7 @@ def _attention(
     table: jax.Array | None,
     implementation: str | None,
 ) -> jax.Array:
-    normed = ends.norm(config, x, w.norm_scale, w.norm_bias, implementation)
+    normed = embed_and_head.norm(config, x, w.norm_scale, w.norm_bias, implementation)
     qkv = linear(normed, w.qkv_kernel, w.qkv_bias, path=PATH, implementation=implementation)
     qkv = qkv.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
     q = qkv[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)

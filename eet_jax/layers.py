@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import xla_ops
-from eet_jax import ends, positions
+from eet_jax import embed_and_head, positions
 from eet_jax.config import DecoderConfig
 from eet_jax.packing import Packed
 from eet_jax.placement import axis_of
@@ -36,12 +36,12 @@ def run_chunk(
     at = packed.positions[inside]
     if packed.embeds is None:
         ids = packed.ids[inside]
-        stream = ends.embed(
+        stream = embed_and_head.embed(
             config, weights, ids, at, into=state.residual, implementation=implementation
         )
     else:
         embeds = packed.embeds[jnp.maximum(rows, 0), packed.offsets[inside]].astype(config.dtype)
-        embeds = ends.add_positions(weights, embeds, at)
+        embeds = embed_and_head.add_positions(weights, embeds, at)
         stream = jax.lax.dynamic_update_slice(state.residual, embeds, (0, 0))
     tokens = Tokens(rows, at, positions.rotary_table(config, at))
     return run_layers(config, weights, stream, tokens, state, implementation)
@@ -121,4 +121,4 @@ def run_step(
         implementation=implementation,
     )
     state = dataclasses.replace(state, k=k, v=v, workspace=workspace, status=status)
-    return ends.cap_logits(config, logits), state
+    return embed_and_head.cap_logits(config, logits), state

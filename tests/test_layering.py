@@ -15,7 +15,7 @@ FLOORS = [
     {"installation", "llm"},
     {"text", "generation", "requests", "pretrained"},
     {"linen", "nnx", "module_call", "forward"},
-    {"decoder", "layers", "ends", "positions"},
+    {"decoder", "layers", "embed_and_head", "positions"},
     {"arguments", "packing"},
     {"partition", "tensor_parallel", "capacity"},
     {"state", "placement", "plan", "pool", "persistent", "prepare", "masks", "checkpoint"},
