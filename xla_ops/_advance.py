@@ -133,14 +133,14 @@ def advance(
         ValueError: if shapes or sizes do not fit.
         TypeError: if dtypes do not.
     """
-    present = InputTables(
+    table_operands = InputTables(
         tables.embedding,
-        _ffi.optional(tables.positions, tables.embedding.dtype),
-        _ffi.optional(tables.inverse_frequencies, jnp.float32),
+        _ffi.or_empty(tables.positions, tables.embedding.dtype),
+        _ffi.or_empty(tables.inverse_frequencies, jnp.float32),
     )
     step = jnp.asarray(step, jnp.int32)
     operands = jax.tree.leaves(
-        Operands(logits, sampling, step, page_table, limits, present, progress, record, x)
+        Operands(logits, sampling, step, page_table, limits, table_operands, progress, record, x)
     )
     attributes: dict[str, Any] = {
         "page_size": int(page_size),
@@ -203,7 +203,7 @@ def _compose(
         implementation=implementation,
         **given.sampling._asdict(),
     )
-    learned = _ffi.present(given.tables.positions)
+    learned = _ffi.or_none(given.tables.positions)
     x = embedding(
         tokens,
         given.tables.embedding,

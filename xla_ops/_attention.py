@@ -76,11 +76,11 @@ def attention(
         q,
         k,
         v,
-        _ffi.optional(lengths, jnp.int32),
-        _ffi.optional(positions, jnp.int32),
-        _ffi.optional(rows, jnp.int32),
-        _ffi.optional(page_table, jnp.int32),
-        _ffi.optional(alibi_slopes, jnp.float32),
+        _ffi.or_empty(lengths, jnp.int32),
+        _ffi.or_empty(positions, jnp.int32),
+        _ffi.or_empty(rows, jnp.int32),
+        _ffi.or_empty(page_table, jnp.int32),
+        _ffi.or_empty(alibi_slopes, jnp.float32),
     )
     reference = functools.partial(_reference, **options)
     native = _ffi.with_reference_gradient(
@@ -174,11 +174,11 @@ def _reference(
     paged = k.ndim == 5
     return attention_reference(
         q, k, v,
-        lengths=_ffi.present(lengths),
-        positions=positions if paged else _ffi.present(positions),
+        lengths=_ffi.or_none(lengths),
+        positions=positions if paged else _ffi.or_none(positions),
         rows=rows if paged else None,
-        page_table=_ffi.present(page_table),
-        alibi_slopes=_ffi.present(alibi_slopes),
+        page_table=_ffi.or_none(page_table),
+        alibi_slopes=_ffi.or_none(alibi_slopes),
         window=window or None,
         soft_cap=soft_cap or None,
         **options,

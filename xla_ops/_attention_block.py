@@ -48,7 +48,7 @@ def attention_block(
     """
     operands = [
         x,
-        _ffi.optional(residual, x.dtype),
+        _ffi.or_empty(residual, x.dtype),
         *_layer.flatten(weights, x.dtype),
         *_layer.cache_operands(cache, tokens),
         workspace,

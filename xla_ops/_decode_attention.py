@@ -108,7 +108,7 @@ def _native(
         page_table,
         jnp.arange(lengths.size, dtype=jnp.int32),
         lengths - 1,
-        _ffi.optional(alibi_slopes, jnp.float32),
+        _ffi.or_empty(alibi_slopes, jnp.float32),
         layer=layer,
         window=0 if window is None else operator.index(window),
         soft_cap=0.0 if soft_cap is None else float(soft_cap),

@@ -116,7 +116,7 @@ def decode_step(
         *_layer.flatten(attention, x.dtype),
         *_layer.flatten(mlp, x.dtype),
         *_layer.flatten(head, x.dtype),
-        _ffi.optional(None if alike else jnp.asarray(windows, jnp.int32), jnp.int32),
+        _ffi.or_empty(None if alike else jnp.asarray(windows, jnp.int32), jnp.int32),
         *_layer.cache_operands(cache, tokens)[:-1],
         workspace,
         status,

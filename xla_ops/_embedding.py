@@ -47,7 +47,7 @@ def embedding(
         raise ValueError(f"positions and position_table go together, got only {given}")
 
     def plain(tokens: jax.Array, table: jax.Array, *rest: jax.Array) -> jax.Array:
-        y = embedding_reference(tokens, table, *map(_ffi.present, rest), scale=scale)
+        y = embedding_reference(tokens, table, *map(_ffi.or_none, rest), scale=scale)
         return y if into is None else into.at[: y.shape[0]].set(y)
 
     def in_place(*operands: jax.Array) -> jax.Array:
@@ -57,8 +57,8 @@ def embedding(
         lambda *operands: _embedding(*operands, scale=float(scale))[0], plain
     )  # fmt: skip
     position_operands = (
-        _ffi.optional(positions, jnp.int32),
-        _ffi.optional(position_table, table.dtype),
+        _ffi.or_empty(positions, jnp.int32),
+        _ffi.or_empty(position_table, table.dtype),
     )
     return _ffi.choose(implementation, native, plain)(tokens, table, *position_operands)
 

@@ -242,13 +242,13 @@ def choose(
     return reference if implementation == "reference" else native
 
 
-def optional(array: jax.Array | None, dtype: Any) -> jax.Array:
-    """An optional operand: absent ones reach the handler as an array without elements."""
+def or_empty(array: jax.Array | None, dtype: Any) -> jax.Array:
+    """``array``; an absent one reaches the handlers as an array without elements."""
     return jnp.zeros((0,), dtype) if array is None else array
 
 
-def present(array: jax.Array) -> jax.Array | None:
-    """The inverse of ``optional``."""
+def or_none(array: jax.Array) -> jax.Array | None:
+    """The inverse of ``or_empty``."""
     return None if array.shape == (0,) else array
 
 

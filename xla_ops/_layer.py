@@ -194,7 +194,7 @@ def take_layer(weights: Any, layer: int) -> Any:
 
 def flatten(weights: Any, dtype: Any) -> list[jax.Array]:
     """The fields of ``weights`` as operands."""
-    return [_ffi.optional(weight, dtype) for weight in weights]
+    return [_ffi.or_empty(weight, dtype) for weight in weights]
 
 
 def cache_operands(cache: KvCache, tokens: Tokens) -> list[jax.Array]:
@@ -205,6 +205,6 @@ def cache_operands(cache: KvCache, tokens: Tokens) -> list[jax.Array]:
         cache.page_table,
         tokens.rows,
         tokens.positions,
-        _ffi.optional(tokens.rotary_table, jnp.float32),
-        _ffi.optional(tokens.alibi_slopes, jnp.float32),
+        _ffi.or_empty(tokens.rotary_table, jnp.float32),
+        _ffi.or_empty(tokens.alibi_slopes, jnp.float32),
     ]

@@ -36,12 +36,12 @@ def layer_norm(
     """
 
     def plain(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-        return layer_norm_reference(x, scale, _ffi.present(bias), eps=eps)
+        return layer_norm_reference(x, scale, _ffi.or_none(bias), eps=eps)
 
     native = _ffi.with_reference_gradient(
         lambda *operands: _layer_norm(*operands, eps=float(eps))[0], plain
     )
-    return _ffi.choose(implementation, native, plain)(x, scale, _ffi.optional(bias, x.dtype))
+    return _ffi.choose(implementation, native, plain)(x, scale, _ffi.or_empty(bias, x.dtype))
 
 
 def layer_norm_reference(

@@ -71,15 +71,15 @@ def linear(
         return linear_reference(
             x,
             kernel,
-            _ffi.present(bias),
+            _ffi.or_none(bias),
             activation=activation,
-            residual=_ffi.present(residual),
+            residual=_ffi.or_none(residual),
             out_dtype=dtype,
         )
 
     differentiable = _ffi.with_reference_gradient(native, reference)
     return _ffi.choose(implementation, differentiable, reference)(
-        x, kernel, _ffi.optional(bias, x.dtype), _ffi.optional(residual, dtype)
+        x, kernel, _ffi.or_empty(bias, x.dtype), _ffi.or_empty(residual, dtype)
     )
 
 

@@ -57,12 +57,12 @@ def mlp(
 
     def reference(x: jax.Array, up_kernel: jax.Array, down_kernel: jax.Array, *rest: Any) -> Any:
         names = ("up_bias", "down_bias", "residual")
-        options = dict(zip(names, map(_ffi.present, rest), strict=True))
+        options = dict(zip(names, map(_ffi.or_none, rest), strict=True))
         return mlp_reference(
             x, up_kernel, down_kernel, **options, activation=activation, gated=gated
         )
 
-    rest = [_ffi.optional(array, x.dtype) for array in (up_bias, down_bias, residual)]
+    rest = [_ffi.or_empty(array, x.dtype) for array in (up_bias, down_bias, residual)]
     differentiable = _ffi.with_reference_gradient(native, reference)
     return _ffi.choose(implementation, differentiable, reference)(x, up_kernel, down_kernel, *rest)
 

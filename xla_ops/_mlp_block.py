@@ -40,7 +40,7 @@ def mlp_block(
     """
     operands = [
         x,
-        _ffi.optional(residual, x.dtype),
+        _ffi.or_empty(residual, x.dtype),
         *_layer.flatten(weights, x.dtype),
         workspace,
     ]
