@@ -14,7 +14,7 @@ from xla_ops import linear, mlp
 from xla_ops._linear import ACTIVATIONS
 from xla_ops._mlp import mlp_reference
 
-# x's leading dimensions, hidden, inner
+# x's leading dimensions, hidden, intermediate
 SHAPES = [
     ((3,), 8, 16),
     ((1,), 1, 1),
@@ -163,7 +163,8 @@ def test_shard_map(rng):
 
 def test_errors():
     x, up, down = jnp.ones((2, 8)), jnp.ones((12, 8)), jnp.ones((8, 6))
-    with pytest.raises(ValueError, match=r"down_kernel must have shape \(8, inner\), got \(6, 8\)"):
+    want = r"down_kernel must have shape \(8, intermediate\), got \(6, 8\)"
+    with pytest.raises(ValueError, match=want):
         mlp(x, up, jnp.ones((6, 8)))
     with pytest.raises(ValueError, match=r"up_kernel must have shape \(12, 8\), got \(6, 8\)"):
         mlp(x, jnp.ones((6, 8)), down)

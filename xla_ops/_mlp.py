@@ -28,10 +28,10 @@ def mlp(
 
     Args:
         x: `[..., hidden]`, float32, bfloat16 or float16; sums are in float32.
-        up_kernel: `[2 * inner, hidden]` with the rows gate 0, up 0, gate 1, ...; without gate
-            `[inner, hidden]`. Weights and residual have x's dtype.
-        down_kernel: `[hidden, inner]`.
-        up_bias: `[2 * inner]` in the order of ``up_kernel``, or `[inner]`.
+        up_kernel: `[2 * intermediate, hidden]` with the rows gate 0, up 0, gate 1, ...; without
+            gate `[intermediate, hidden]`. Weights and residual have x's dtype.
+        down_kernel: `[hidden, intermediate]`.
+        up_bias: `[2 * intermediate]` in the order of ``up_kernel``, or `[intermediate]`.
         down_bias: `[hidden]`.
         residual: `[..., hidden]`, added to the result.
         activation: as in ``linear``.
@@ -107,9 +107,11 @@ def _abstract(
     _ffi.check_float("x", x)
     hidden = x.shape[-1]
     if len(down_kernel.shape) != 2 or down_kernel.shape[0] != hidden:
-        raise ValueError(f"down_kernel must have shape ({hidden}, inner), got {down_kernel.shape}")
-    inner = down_kernel.shape[1]
-    up = 2 * inner if gated else inner
+        raise ValueError(
+            f"down_kernel must have shape ({hidden}, intermediate), got {down_kernel.shape}"
+        )
+    intermediate = down_kernel.shape[1]
+    up = 2 * intermediate if gated else intermediate
     _ffi.check_shape("up_kernel", up_kernel, (up, hidden))
     _ffi.check_optional_shape("up_bias", up_bias, (up,))
     _ffi.check_optional_shape("down_bias", down_bias, (hidden,))
@@ -125,7 +127,7 @@ def _abstract(
         _ffi.check_dtype(name, operand, x.dtype)
     rows = x.shape[:-1]
     scratch = up if gated and PATHS[path] == "prefill" else 0
-    shapes = (x.shape, (*rows, inner), (*rows, scratch))
+    shapes = (x.shape, (*rows, intermediate), (*rows, scratch))
     return [_ffi.Result(shape, x.dtype) for shape in shapes]
 
 
