@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -60,31 +59,28 @@ class InputTables(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What ``advance`` takes, with absent tables as arrays without elements."""
+    """What the handler takes, in its order; absent tables are arrays without elements."""
 
     logits: Any
     sampling: Sampling
     step: Any
     page_table: Any
     limits: Limits
-    tables: Any
+    tables: InputTables
     progress: Progress
     record: Record
     x: Any
 
-    @classmethod
-    def of(cls, flat: Sequence[Any]) -> Operands:
-        """From the operands one by one, in the handler's order."""
-        given: Operands = jax.tree.unflatten(_STRUCTURE, flat)
-        return given
 
+class Results(NamedTuple):
+    """What the handler returns, in its order."""
 
-_STRUCTURE = jax.tree.structure(
-    Operands(
-        0, Sampling(*range(6)), 0, 0, Limits(0, 0), InputTables(*range(3)),
-        Progress(*range(4)), Record(*range(3)), 0,
-    )
-)  # fmt: skip
+    rows: Any
+    positions: Any
+    rotary_table: Any
+    progress: Progress
+    record: Record
+    x: Any
 
 
 def advance(
@@ -139,8 +135,8 @@ def advance(
         _ffi.or_empty(tables.inverse_frequencies, jnp.float32),
     )
     step = jnp.asarray(step, jnp.int32)
-    operands = jax.tree.leaves(
-        Operands(logits, sampling, step, page_table, limits, table_operands, progress, record, x)
+    operands = Operands(
+        logits, sampling, step, page_table, limits, table_operands, progress, record, x
     )
     attributes: dict[str, Any] = {
         "page_size": int(page_size),
@@ -148,12 +144,12 @@ def advance(
         "embedding_scale": float(embedding_scale),
         "rotary_scale": float(rotary_scale),
     }
-    _abstract(*operands, **attributes)
+    _abstract(operands, **attributes)
     run = _ffi.choose(implementation, _advance, advance_reference)
-    rows, positions, table, *updated = run(*operands, **attributes)
+    results = _ffi.grouped(Results, run(operands, **attributes))
     has_table = tables.inverse_frequencies is not None
-    tokens = Tokens(rows, positions, table if has_table else None)
-    return tokens, Progress(*updated[:4]), Record(*updated[4:7]), updated[7]
+    tokens = Tokens(results.rows, results.positions, results.rotary_table if has_table else None)
+    return tokens, results.progress, results.record, results.x
 
 
 def rows_with_room(
@@ -180,12 +176,13 @@ def rows_with_room(
     return jnp.where(active & room, jnp.arange(batch, dtype=jnp.int32), -1)
 
 
-def advance_reference(*operands: jax.Array, **attributes: Any) -> list[jax.Array]:
-    return _compose(*operands, **attributes, implementation="reference")
+def advance_reference(given: Operands, **attributes: Any) -> list[jax.Array]:
+    return _compose(given, **attributes, implementation="reference")
 
 
 def _compose(
-    *operands: jax.Array,
+    given: Operands,
+    *,
     page_size: int,
     max_length: int,
     embedding_scale: float,
@@ -193,7 +190,6 @@ def _compose(
     implementation: str | None = None,
 ) -> list[jax.Array]:
     """The op in terms of other ops, whose ``implementation`` is given."""
-    given = Operands.of(operands)
     seen, generated, done, lengths = given.progress
     active = ~done
     tokens, logprobs = sample(
@@ -219,24 +215,28 @@ def _compose(
     generated = generated + active
     ends = jnp.any(tokens[:, None] == given.limits.eos, axis=1)
     ends |= generated >= given.limits.max_new_tokens
-    return [
-        rows,
-        lengths,
-        rotary_table(lengths, given.tables.inverse_frequencies, scale=rotary_scale),
-        seen.at[jnp.arange(tokens.size), tokens].max(active),
-        generated,
-        done | ends,
-        lengths + (rows >= 0),
-        *(
-            jax.lax.dynamic_update_index_in_dim(stack, drawn, given.step, 0)
-            for stack, drawn in zip(given.record, (tokens, logprobs, active), strict=True)
+    frequencies: Any = given.tables.inverse_frequencies
+    record = (
+        jax.lax.dynamic_update_index_in_dim(stack, drawn, given.step, 0)
+        for stack, drawn in zip(given.record, (tokens, logprobs, active), strict=True)
+    )
+    results = Results(
+        rows=rows,
+        positions=lengths,
+        rotary_table=rotary_table(lengths, frequencies, scale=rotary_scale),
+        progress=Progress(
+            seen=seen.at[jnp.arange(tokens.size), tokens].max(active),
+            generated=generated,
+            done=done | ends,
+            lengths=lengths + (rows >= 0),
         ),
-        x,
-    ]
+        record=Record(*record),
+        x=x,
+    )
+    return jax.tree.leaves(results)
 
 
-def _abstract(*operands: Any, page_size: int, max_length: int, **_: float) -> list[_ffi.Result]:
-    given = Operands.of(operands)
+def _abstract(given: Operands, *, page_size: int, max_length: int, **_: float) -> list[_ffi.Result]:
     _ffi.check_rank("logits", given.logits, 2)
     batch = given.logits.shape[0]
     _check_progress(given)
@@ -253,12 +253,12 @@ def _abstract(*operands: Any, page_size: int, max_length: int, **_: float) -> li
             f"got {max_length} and page_size {page_size}"
         )
     _check_tables(given.tables, given.x, batch)
-    pairs = given.tables.inverse_frequencies.size
-    updated = (*given.progress, *given.record, given.x)
+    frequencies: Any = given.tables.inverse_frequencies
+    updated = jax.tree.leaves((given.progress, given.record, given.x))
     return [
         _ffi.Result((batch,), jnp.int32),
         _ffi.Result((batch,), jnp.int32),
-        _ffi.Result((batch, pairs, 2), jnp.float32),
+        _ffi.Result((batch, frequencies.size, 2), jnp.float32),
         *(_ffi.Result(array.shape, array.dtype) for array in updated),
     ]
 
@@ -304,11 +304,11 @@ def _check_tables(tables: Any, x: Any, batch: int) -> None:
     _check("x", x, (x.shape[0], hidden), table.dtype)
 
 
-# The last eight operands, from the first of progress on, become the results behind the tokens'.
 _advance = _ffi.define_op(
     "eet_advance",
     _abstract,
-    aliases={14 + i: 3 + i for i in range(8)},
+    operands=Operands,
+    updates=("progress", "record", "x"),
     platforms=("cuda",),
     elsewhere=_compose,
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from xla_ops import _ffi, _layer, _layer_checks
 from xla_ops._attention import attention_reference
@@ -13,6 +14,17 @@ from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, Tokens
 from xla_ops._linear import linear_reference
 from xla_ops._rms_norm import rms_norm_reference
 from xla_ops._rotary import rotary_reference
+
+
+class Operands(NamedTuple):
+    """What the handler takes, in its order."""
+
+    x: Any
+    residual: Any
+    weights: AttentionWeights
+    cache: KvCache
+    tokens: Tokens
+    workspace: Any
 
 
 def attention_block(
@@ -46,23 +58,24 @@ def attention_block(
         ValueError: if shapes do not fit.
         TypeError: if dtypes do not.
     """
-    operands = [
+    operands = Operands(
         x,
         _ffi.or_empty(residual, x.dtype),
-        *_layer.flatten(weights, x.dtype),
-        *_layer.cache_operands(cache, tokens),
+        _layer.fill(weights, x.dtype),
+        cache,
+        _layer.fill(tokens, jnp.float32),
         workspace,
-    ]
+    )
 
-    def reference(*operands: jax.Array, **attributes: Any) -> Any:
-        _abstract(*operands, **attributes)
+    def reference(given: Operands, **attributes: Any) -> Any:
+        _abstract(given, **attributes)
         results = attention_block_reference(
             x, weights, cache, tokens, layer=layer, options=options, residual=residual
         )
         return *results, workspace
 
     block = _ffi.choose(implementation, _attention_block, reference)
-    y, k, v, workspace = block(*operands, **options.attributes(layer))
+    y, k, v, workspace = block(operands, **options.attributes(layer))
     return y, k, v, workspace
 
 
@@ -110,16 +123,19 @@ def attention_block_reference(
     return linear_reference(attended, w.o_kernel, w.o_bias, residual=residual), k_pages, v_pages
 
 
-def _abstract(
-    x: Any, residual: Any, *rest: Any, layer: int, norm: int, **_: Any
-) -> list[_ffi.Result]:
-    weights, cache, workspace = rest[:8], rest[8:15], rest[15]
+def _abstract(given: Operands, *, layer: int, norm: int, **_: Any) -> list[_ffi.Result]:
+    x, cache, tokens = given.x, given.cache, given.tokens
     _layer_checks.check_stream("x", x)
-    _layer_checks.check_attention(weights, cache, x, layer, norm=norm)
-    _layer_checks.check_optional_weight("residual", residual, x.shape, x.dtype)
-    _ffi.check_shape("x", x, (cache[3].shape[0], x.shape[1]))
-    _layer_checks.check_workspace(workspace)
-    return _layer_checks.same(x, cache[0], cache[1], workspace)
+    _layer_checks.check_attention(given.weights, cache, tokens, x, layer, norm=norm)
+    _layer_checks.check_optional_weight("residual", given.residual, x.shape, x.dtype)
+    _ffi.check_shape("x", x, (tokens.rows.shape[0], x.shape[1]))
+    _layer_checks.check_workspace(given.workspace)
+    return _layer_checks.same(x, cache.k, cache.v, given.workspace)
 
 
-_attention_block = _ffi.define_op("eet_attention_block", _abstract, aliases={10: 1, 11: 2, 17: 3})
+_attention_block = _ffi.define_op(
+    "eet_attention_block",
+    _abstract,
+    operands=Operands,
+    updates=("cache.k", "cache.v", "workspace"),
+)

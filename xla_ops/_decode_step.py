@@ -46,6 +46,22 @@ class HeadWeights(NamedTuple):
     """`[vocab, hidden]`"""
 
 
+class Operands(NamedTuple):
+    """What the handler takes, in its order."""
+
+    x: Any
+    attention: AttentionWeights
+    mlp: MlpWeights
+    head: HeadWeights
+    windows: Any
+    cache: KvCache
+    rows: Any
+    positions: Any
+    rotary_table: Any
+    workspace: Any
+    status: Any
+
+
 class LayerPhases(NamedTuple):
     """What the phases of a layer leave, in the order in which a token meets them."""
 
@@ -111,23 +127,26 @@ def decode_step(
         raise ValueError(f"windows must have shape ({layers},), got ({len(windows)},)")
     # One number for all layers is an attribute: XLA would fill the array in anew for every step.
     alike = len(set(windows)) == 1
-    operands = [
+    operands = Operands(
         x,
-        *_layer.flatten(attention, x.dtype),
-        *_layer.flatten(mlp, x.dtype),
-        *_layer.flatten(head, x.dtype),
+        _layer.fill(attention, x.dtype),
+        _layer.fill(mlp, x.dtype),
+        _layer.fill(head, x.dtype),
         _ffi.or_empty(None if alike else jnp.asarray(windows, jnp.int32), jnp.int32),
-        *_layer.cache_operands(cache, tokens)[:-1],
+        cache,
+        tokens.rows,
+        tokens.positions,
+        _ffi.or_empty(tokens.rotary_table, jnp.float32),
         workspace,
         status,
-    ]
+    )
     if options.soft_cap or options.parallel_residual or tokens.alibi_slopes is not None:
         raise ValueError("decode_step has no soft cap, no parallel residual and no ALiBi")
     if min(windows) < 0:
         raise ValueError(f"windows must be at least 0, got {windows}")
 
-    def reference(*operands: jax.Array, **attributes: Any) -> Any:
-        _abstract(*operands, **attributes)
+    def reference(given: Operands, **attributes: Any) -> Any:
+        _abstract(given, **attributes)
         logits, k, v = decode_step_reference(
             x, attention, mlp, head, cache, tokens, options=options, windows=windows
         )
@@ -135,7 +154,7 @@ def decode_step(
 
     run = _ffi.choose(implementation, _decode_step, reference)
     logits, k, v, workspace, status = run(
-        *operands,
+        operands,
         norm=_layer.NORMS.index(options.norm),
         activation=activation_index(options.activation),
         eps=float(options.eps),
@@ -339,38 +358,44 @@ def decode_step_bytes(
     )
 
 
-def _abstract(x: Any, *rest: Any, norm: int, gated: bool, **_: Any) -> list[_ffi.Result]:
-    attention, mlp, head = rest[:8], rest[8:14], rest[14:17]
-    windows, cache, workspace, status = rest[17], rest[18:24], rest[24], rest[25]
+def _abstract(given: Operands, *, norm: int, gated: bool, **_: Any) -> list[_ffi.Result]:
+    x, attention, mlp, head, cache = given.x, given.attention, given.mlp, given.head, given.cache
     _layer_checks.check_stream("x", x)
     if x.dtype.itemsize != 2:
         raise TypeError(f"x must have dtype bfloat16 or float16, got {x.dtype.name}")
-    no_alibi = _ffi.Result((0,), jnp.float32)
-    _layer_checks.check_attention(attention, (*cache, no_alibi), x, 0, norm=norm)
+    no_alibi: Any = _ffi.Result((0,), jnp.float32)
+    tokens = Tokens(given.rows, given.positions, given.rotary_table, no_alibi)
+    _layer_checks.check_attention(attention, cache, tokens, x, 0, norm=norm)
     _layer_checks.check_mlp(mlp, x, 0, norm=norm, gated=gated)
-    _layer_checks.check_norm(norm, head[0], head[1], x.shape[1:], x.dtype)
-    k, tokens = cache[0], cache[3].shape[0]
-    _layer_checks.check_weight("kernel", head[2], (head[2].shape[0], x.shape[1]), x.dtype)
-    _layer_checks.check_optional_weight("windows", windows, (k.shape[0],), jnp.int32)
+    _layer_checks.check_norm(norm, head.norm_scale, head.norm_bias, x.shape[1:], x.dtype)
+    vocab, hidden = head.kernel.shape[0], x.shape[1]
+    layers, (page_size, head_dim) = cache.k.shape[0], cache.k.shape[3:]
+    _layer_checks.check_weight("kernel", head.kernel, (vocab, hidden), x.dtype)
+    _layer_checks.check_optional_weight("windows", given.windows, (layers,), jnp.int32)
+    count = given.rows.shape[0]
     sizes = {
         "dtype": x.dtype,
-        "batch": tokens,
-        "hidden": x.shape[1],
-        "heads": attention[6].shape[2] // k.shape[4],
-        "head_dim": k.shape[4],
-        "intermediate": mlp[4].shape[2],
-        "page_size": k.shape[3],
+        "batch": count,
+        "hidden": hidden,
+        "heads": attention.o_kernel.shape[2] // head_dim,
+        "head_dim": head_dim,
+        "intermediate": mlp.down_kernel.shape[2],
+        "page_size": page_size,
     }
     if not decode_step_fits(**sizes):
         raise ValueError(f"decode_step does not fit {sizes}; see decode_step_fits")
-    if x.shape[0] < tokens:
-        raise ValueError(f"x must have at least {tokens} rows, got {x.shape[0]}")
-    _layer_checks.check_workspace(workspace)
-    _layer_checks.check_weight("status", status, (1,), jnp.int32)
-    logits = _ffi.Result((tokens, head[2].shape[0]), jnp.float32)
-    return [logits, *_layer_checks.same(k, cache[1], workspace, status)]
+    if x.shape[0] < count:
+        raise ValueError(f"x must have at least {count} rows, got {x.shape[0]}")
+    _layer_checks.check_workspace(given.workspace)
+    _layer_checks.check_weight("status", given.status, (1,), jnp.int32)
+    logits = _ffi.Result((count, vocab), jnp.float32)
+    return [logits, *_layer_checks.same(cache.k, cache.v, given.workspace, given.status)]
 
 
 _decode_step = _ffi.define_op(
-    "eet_decode_step", _abstract, aliases={19: 1, 20: 2, 25: 3, 26: 4}, platforms=("cuda",)
+    "eet_decode_step",
+    _abstract,
+    operands=Operands,
+    updates=("cache.k", "cache.v", "workspace", "status"),
+    platforms=("cuda",),
 )

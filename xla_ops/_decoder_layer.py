@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from xla_ops import _ffi, _layer, _layer_checks
 from xla_ops._attention_block import attention_block_reference
 from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, MlpWeights, Tokens
 from xla_ops._mlp_block import mlp_block_reference
+
+
+class Operands(NamedTuple):
+    """What the handler takes, in its order."""
+
+    x: Any
+    attention: AttentionWeights
+    mlp: MlpWeights
+    cache: KvCache
+    tokens: Tokens
+    workspace: Any
 
 
 def decoder_layer(
@@ -41,23 +53,24 @@ def decoder_layer(
         ValueError: if shapes do not fit.
         TypeError: if dtypes do not.
     """
-    operands = [
+    operands = Operands(
         x,
-        *_layer.flatten(attention, x.dtype),
-        *_layer.flatten(mlp, x.dtype),
-        *_layer.cache_operands(cache, tokens),
+        _layer.fill(attention, x.dtype),
+        _layer.fill(mlp, x.dtype),
+        cache,
+        _layer.fill(tokens, jnp.float32),
         workspace,
-    ]
+    )
 
-    def reference(*operands: jax.Array, **attributes: Any) -> Any:
-        _abstract(*operands, **attributes)
+    def reference(given: Operands, **attributes: Any) -> Any:
+        _abstract(given, **attributes)
         results = decoder_layer_reference(
             x, attention, mlp, cache, tokens, layer=layer, options=options
         )
         return *results, workspace
 
     run = _ffi.choose(implementation, _decoder_layer, reference)
-    x, k, v, workspace = run(*operands, **options.attributes(layer))
+    x, k, v, workspace = run(operands, **options.attributes(layer))
     return x, k, v, workspace
 
 
@@ -86,16 +99,21 @@ def decoder_layer_reference(
 
 
 def _abstract(
-    x: Any, *rest: Any, layer: int, norm: int, gated: bool, **_: Any
+    given: Operands, *, layer: int, norm: int, gated: bool, **_: Any
 ) -> list[_ffi.Result]:
-    attention, mlp, cache, workspace = rest[:8], rest[8:14], rest[14:21], rest[21]
+    x, cache, tokens = given.x, given.cache, given.tokens
     _layer_checks.check_stream("x", x)
-    _layer_checks.check_attention(attention, cache, x, layer, norm=norm)
-    _layer_checks.check_mlp(mlp, x, layer, norm=norm, gated=gated)
-    if x.shape[0] < cache[3].shape[0]:
-        raise ValueError(f"x must have at least {cache[3].shape[0]} rows, got {x.shape[0]}")
-    _layer_checks.check_workspace(workspace)
-    return _layer_checks.same(x, cache[0], cache[1], workspace)
+    _layer_checks.check_attention(given.attention, cache, tokens, x, layer, norm=norm)
+    _layer_checks.check_mlp(given.mlp, x, layer, norm=norm, gated=gated)
+    if x.shape[0] < tokens.rows.shape[0]:
+        raise ValueError(f"x must have at least {tokens.rows.shape[0]} rows, got {x.shape[0]}")
+    _layer_checks.check_workspace(given.workspace)
+    return _layer_checks.same(x, cache.k, cache.v, given.workspace)
 
 
-_decoder_layer = _ffi.define_op("eet_decoder_layer", _abstract, aliases={0: 0, 15: 1, 16: 2, 22: 3})
+_decoder_layer = _ffi.define_op(
+    "eet_decoder_layer",
+    _abstract,
+    operands=Operands,
+    updates=("x", "cache.k", "cache.v", "workspace"),
+)

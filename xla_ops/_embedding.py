@@ -99,9 +99,10 @@ def _abstract(
     return [_ffi.Result((*tokens.shape, table.shape[1]), table.dtype)]
 
 
-def _abstract_into(*operands: Any, scale: float) -> list[_ffi.Result]:
-    *others, into = operands
-    (y,) = _abstract(*others, scale=scale)
+def _abstract_into(
+    tokens: Any, table: Any, positions: Any, position_table: Any, into: Any, *, scale: float
+) -> list[_ffi.Result]:
+    (y,) = _abstract(tokens, table, positions, position_table, scale=scale)
     if len(y.shape) != 2 or into.ndim != 2 or into.shape[0] < y.shape[0]:
         raise ValueError(f"into must have shape [at least {y.shape[0]}, hidden], got {into.shape}")
     _ffi.check_shape("into", into, (into.shape[0], y.shape[1]))
@@ -110,4 +111,4 @@ def _abstract_into(*operands: Any, scale: float) -> list[_ffi.Result]:
 
 
 _embedding = _ffi.define_op("eet_embedding", _abstract, batch_rule=_ffi.batch_rows(0, 2))
-_embedding_into = _ffi.define_op("eet_embedding_into", _abstract_into, aliases={4: 0})
+_embedding_into = _ffi.define_op("eet_embedding_into", _abstract_into, updates=("into",))

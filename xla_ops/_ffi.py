@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import itertools
+import operator
+import typing
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -30,7 +34,8 @@ def define_op(
     name: str,
     abstract: Abstract,
     *,
-    aliases: Mapping[int, int] | None = None,
+    operands: Any = None,
+    updates: Sequence[str] = (),
     batch_rule: BatchRule | None = None,
     differentiable: bool = True,
     partitionable: bool = False,
@@ -43,8 +48,12 @@ def define_op(
         name: of the C symbol and of the FFI target.
         abstract: takes the abstract operands and the attributes, checks them, and returns the
             results' shapes and dtypes.
-        aliases: operands updated in place, as {operand: result}; such an op updates state and has
-            neither batching nor differentiation.
+        operands: a NamedTuple, some of whose fields may be NamedTuples, of all operands in the
+            handler's order: ``abstract``, ``elsewhere`` and the returned function take it in place
+            of the operands one by one.
+        updates: operands updated in place, named as fields of ``operands`` ("cache.k") or as
+            parameters of ``abstract``. They are the last results, in this order. Such an op updates
+            state and has neither batching nor differentiation.
         batch_rule: JAX's batching rule; by default the op is mapped over the batch one by one.
         differentiable: whether ``with_reference_gradient`` serves the op's derivatives.
         partitionable: whether the first dimension of all operands and results is one batch, so
@@ -58,12 +67,16 @@ def define_op(
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
+    updated = _positions(abstract, operands, updates)
+    if operands is not None:
+        abstract = _with_flat_operands(operands, abstract)
+        elsewhere = None if elsewhere is None else _with_flat_operands(operands, elsewhere)
     primitive.def_abstract_eval(functools.partial(_abstract_results, abstract))
     primitive.def_impl(
         lambda *operands, **attrs: _jitted(primitive, tuple(attrs.items()))(*operands)
     )
     for platform in platforms:
-        lower = functools.partial(_lower, name, platform, dict(aliases or {}), partitionable)
+        lower = functools.partial(_lower, name, platform, updated, partitionable)
         mlir.register_lowering(primitive, lower, platform=platform)
         if platform in _library.libraries:
             handler = _library.libraries[platform].handler(name)
@@ -75,14 +88,50 @@ def define_op(
         mlir.register_lowering(primitive, lowering, platform=platform)
     if partitionable:
         jax.ffi.register_ffi_target_as_batch_partitionable(name)
-    if aliases:
+    if updates:
         batching.primitive_batchers[primitive] = functools.partial(_refuse_batching, name)
     else:
         rule = batch_rule or _batch_sequentially
         batching.primitive_batchers[primitive] = functools.partial(rule, primitive.bind)
-    if aliases or not differentiable:
+    if updates or not differentiable:
         ad.primitive_jvps[primitive] = functools.partial(_refuse_differentiation, name)
-    return primitive.bind
+    return primitive.bind if operands is None else _with_grouped_operands(primitive.bind)
+
+
+def grouped(kind: Any, flat: Sequence[Any]) -> Any:
+    """``flat`` as a NamedTuple of class ``kind``, some of whose fields may be NamedTuples."""
+    return jax.tree.unflatten(jax.tree.structure(_counted(kind)), flat)
+
+
+def _counted(kind: Any) -> Any:
+    """A NamedTuple of class ``kind`` that holds each operand's position in its place."""
+    count = itertools.count()
+
+    def make(kind: Any) -> Any:
+        hints = typing.get_type_hints(kind)
+        kinds = [hints[field] for field in kind._fields]
+        return kind(*(make(kind) if hasattr(kind, "_fields") else next(count) for kind in kinds))
+
+    return make(kind)
+
+
+def _positions(abstract: Abstract, operands: Any, names: Sequence[str]) -> list[int]:
+    """The positions of operands that are named as in ``define_op``."""
+    if operands is None:
+        parameters = list(inspect.signature(abstract).parameters)
+        return [parameters.index(name) for name in names]
+    counted = _counted(operands)
+    return [i for name in names for i in jax.tree.leaves(operator.attrgetter(name)(counted))]
+
+
+def _with_flat_operands(operands: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which takes the NamedTuple ``operands``, as one that takes them one by one."""
+    return lambda *flat, **attrs: function(grouped(operands, flat), **attrs)
+
+
+def _with_grouped_operands(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which takes operands one by one, as one that takes a NamedTuple of them."""
+    return lambda given, **attrs: function(*jax.tree.leaves(given), **attrs)
 
 
 @functools.cache
@@ -111,16 +160,17 @@ def _abstract_results(abstract: Abstract, *operands: Any, **attrs: Any) -> list[
 def _lower(
     name: str,
     platform: str,
-    aliases: dict[int, int],
+    updated: list[int],
     partitionable: bool,
     ctx: Any,
     *operands: Any,
     **attrs: Any,
 ) -> Any:
     _library.require(platform)
+    first = len(ctx.avals_out) - len(updated)
     lowering = jax.ffi.ffi_lowering(
         name,
-        operand_output_aliases=aliases,
+        operand_output_aliases={operand: first + i for i, operand in enumerate(updated)},
         extra_attributes=_batch_partitioning(ctx) if partitionable else None,
     )
     return lowering(ctx, *operands, **{key: _attribute(value) for key, value in attrs.items()})
@@ -247,7 +297,7 @@ def or_empty(array: jax.Array | None, dtype: Any) -> jax.Array:
     return jnp.zeros((0,), dtype) if array is None else array
 
 
-def or_none(array: jax.Array) -> jax.Array | None:
+def or_none(array: Any) -> jax.Array | None:
     """The inverse of ``or_empty``."""
     return None if array.shape == (0,) else array
 

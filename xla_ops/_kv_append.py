@@ -114,4 +114,4 @@ def _abstract(
     return [_ffi.Result(k.shape, k.dtype), _ffi.Result(v.shape, v.dtype)]
 
 
-_kv_append = _ffi.define_op("eet_kv_append", _abstract, aliases={0: 0, 1: 1})
+_kv_append = _ffi.define_op("eet_kv_append", _abstract, updates=("k", "v"))

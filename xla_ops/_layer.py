@@ -192,19 +192,6 @@ def take_layer(weights: Any, layer: int) -> Any:
     return jax.tree.map(lambda stack: stack[layer], weights)
 
 
-def flatten(weights: Any, dtype: Any) -> list[jax.Array]:
-    """The fields of ``weights`` as operands."""
-    return [_ffi.or_empty(weight, dtype) for weight in weights]
-
-
-def cache_operands(cache: KvCache, tokens: Tokens) -> list[jax.Array]:
-    """Cache and tokens as operands, in the handlers' order."""
-    return [
-        cache.k,
-        cache.v,
-        cache.page_table,
-        tokens.rows,
-        tokens.positions,
-        _ffi.or_empty(tokens.rotary_table, jnp.float32),
-        _ffi.or_empty(tokens.alibi_slopes, jnp.float32),
-    ]
+def fill(group: Any, dtype: Any) -> Any:
+    """Weights or tokens as operands: absent ones are arrays of ``dtype`` without elements."""
+    return type(group)(*(_ffi.or_empty(array, dtype) for array in group))

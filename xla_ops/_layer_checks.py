@@ -52,36 +52,33 @@ def check_cache(k: Any, v: Any, dtype: Any) -> None:
     check_weight("v", v, k.shape, dtype)
 
 
-def check_attention(weights: Any, cache: Any, x: Any, layer: int, *, norm: int) -> None:
-    """Checks the operands of the attention block, given flat, against each other."""
-    norm_scale, norm_bias, qkv_kernel, qkv_bias, q_norm, k_norm, o_kernel, o_bias = weights
-    k, v, page_table, rows, positions, rotary, alibi = cache
+def check_attention(w: Any, cache: Any, tokens: Any, x: Any, layer: int, *, norm: int) -> None:
+    """Checks the operands of the attention block against each other."""
     hidden, dtype = x.shape[-1], x.dtype
-    check_cache(k, v, dtype)
-    layers, _, kv_heads, _, head_dim = k.shape
+    check_cache(cache.k, cache.v, dtype)
+    layers, _, kv_heads, _, head_dim = cache.k.shape
     check_layer(layer, layers)
-    size = o_kernel.shape[2] if o_kernel.ndim == 3 else 0
+    size = w.o_kernel.shape[2] if w.o_kernel.ndim == 3 else 0
     if size == 0 or size % (kv_heads * head_dim):
         raise ValueError(
             f"o_kernel must have shape [layers, hidden, heads * {head_dim}] with heads a multiple "
-            f"of {kv_heads}, got {o_kernel.shape}"
+            f"of {kv_heads}, got {w.o_kernel.shape}"
         )
     heads = size // head_dim
     qkv = (heads + 2 * kv_heads) * head_dim
-    check_norm(norm, norm_scale, norm_bias, (layers, hidden), dtype)
-    check_weight("qkv_kernel", qkv_kernel, (layers, qkv, hidden), dtype)
-    check_optional_weight("qkv_bias", qkv_bias, (layers, qkv), dtype)
-    check_optional_weight("q_norm", q_norm, (layers, head_dim), dtype)
-    check_optional_weight("k_norm", k_norm, (layers, head_dim), dtype)
-    check_weight("o_kernel", o_kernel, (layers, hidden, heads * head_dim), dtype)
-    check_optional_weight("o_bias", o_bias, (layers, hidden), dtype)
-    check_tokens(page_table, rows, positions, rotary, alibi, heads, head_dim)
+    check_norm(norm, w.norm_scale, w.norm_bias, (layers, hidden), dtype)
+    check_weight("qkv_kernel", w.qkv_kernel, (layers, qkv, hidden), dtype)
+    check_optional_weight("qkv_bias", w.qkv_bias, (layers, qkv), dtype)
+    check_optional_weight("q_norm", w.q_norm, (layers, head_dim), dtype)
+    check_optional_weight("k_norm", w.k_norm, (layers, head_dim), dtype)
+    check_weight("o_kernel", w.o_kernel, (layers, hidden, heads * head_dim), dtype)
+    check_optional_weight("o_bias", w.o_bias, (layers, hidden), dtype)
+    check_tokens(cache.page_table, tokens, heads, head_dim)
 
 
-def check_tokens(
-    page_table: Any, rows: Any, positions: Any, rotary: Any, alibi: Any, heads: int, head_dim: int
-) -> None:
+def check_tokens(page_table: Any, tokens: Any, heads: int, head_dim: int) -> None:
     """Checks page table and tokens."""
+    rows, positions, rotary = tokens.rows, tokens.positions, tokens.rotary_table
     if page_table.ndim != 2 or page_table.size == 0:
         raise ValueError(
             "page_table must have shape [batch, max_pages] and not be empty, "
@@ -100,25 +97,24 @@ def check_tokens(
                 f"rotary_table must have shape [tokens, 1..{head_dim // 2}, 2], got {rotary.shape}"
             )
         _ffi.check_shape("rotary_table", rotary, (rows.shape[0], pairs, 2))
-    check_optional_weight("alibi_slopes", alibi, (heads,), jnp.float32)
+    check_optional_weight("alibi_slopes", tokens.alibi_slopes, (heads,), jnp.float32)
 
 
-def check_mlp(weights: Any, x: Any, layer: int, *, norm: int, gated: bool) -> None:
-    """Checks the weights of the feed-forward block, given flat."""
-    norm_scale, norm_bias, up_kernel, up_bias, down_kernel, down_bias = weights
+def check_mlp(w: Any, x: Any, layer: int, *, norm: int, gated: bool) -> None:
+    """Checks the weights of the feed-forward block."""
     hidden, dtype = x.shape[-1], x.dtype
-    if down_kernel.ndim != 3:
+    if w.down_kernel.ndim != 3:
         raise ValueError(
-            f"down_kernel must have shape [layers, hidden, intermediate], got {down_kernel.shape}"
+            f"down_kernel must have shape [layers, hidden, intermediate], got {w.down_kernel.shape}"
         )
-    layers, _, intermediate = down_kernel.shape
+    layers, _, intermediate = w.down_kernel.shape
     check_layer(layer, layers)
     up = 2 * intermediate if gated else intermediate
-    check_norm(norm, norm_scale, norm_bias, (layers, hidden), dtype)
-    check_weight("up_kernel", up_kernel, (layers, up, hidden), dtype)
-    check_optional_weight("up_bias", up_bias, (layers, up), dtype)
-    check_weight("down_kernel", down_kernel, (layers, hidden, intermediate), dtype)
-    check_optional_weight("down_bias", down_bias, (layers, hidden), dtype)
+    check_norm(norm, w.norm_scale, w.norm_bias, (layers, hidden), dtype)
+    check_weight("up_kernel", w.up_kernel, (layers, up, hidden), dtype)
+    check_optional_weight("up_bias", w.up_bias, (layers, up), dtype)
+    check_weight("down_kernel", w.down_kernel, (layers, hidden, intermediate), dtype)
+    check_optional_weight("down_bias", w.down_bias, (layers, hidden), dtype)
 
 
 def check_stream(name: str, x: Any) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from xla_ops import _ffi, _layer, _layer_checks
 from xla_ops._layer import LayerOptions, MlpWeights
 from xla_ops._mlp import mlp_reference
+
+
+class Operands(NamedTuple):
+    """What the handler takes, in its order."""
+
+    x: Any
+    residual: Any
+    weights: MlpWeights
+    workspace: Any
 
 
 def mlp_block(
@@ -38,20 +47,17 @@ def mlp_block(
         ValueError: if shapes do not fit.
         TypeError: if dtypes do not.
     """
-    operands = [
-        x,
-        _ffi.or_empty(residual, x.dtype),
-        *_layer.flatten(weights, x.dtype),
-        workspace,
-    ]
+    operands = Operands(
+        x, _ffi.or_empty(residual, x.dtype), _layer.fill(weights, x.dtype), workspace
+    )
 
-    def reference(*operands: jax.Array, **attributes: Any) -> Any:
-        _abstract(*operands, **attributes)
+    def reference(given: Operands, **attributes: Any) -> Any:
+        _abstract(given, **attributes)
         y = mlp_block_reference(x, weights, layer=layer, options=options, residual=residual)
         return y, workspace
 
     block = _ffi.choose(implementation, _mlp_block, reference)
-    y, workspace = block(*operands, **options.attributes(layer))
+    y, workspace = block(operands, **options.attributes(layer))
     return y, workspace
 
 
@@ -77,14 +83,14 @@ def mlp_block_reference(
 
 
 def _abstract(
-    x: Any, residual: Any, *rest: Any, layer: int, norm: int, gated: bool, **_: Any
+    given: Operands, *, layer: int, norm: int, gated: bool, **_: Any
 ) -> list[_ffi.Result]:
-    weights, workspace = rest[:6], rest[6]
+    x = given.x
     _layer_checks.check_stream("x", x)
-    _layer_checks.check_mlp(weights, x, layer, norm=norm, gated=gated)
-    _layer_checks.check_optional_weight("residual", residual, x.shape, x.dtype)
-    _layer_checks.check_workspace(workspace)
-    return _layer_checks.same(x, workspace)
+    _layer_checks.check_mlp(given.weights, x, layer, norm=norm, gated=gated)
+    _layer_checks.check_optional_weight("residual", given.residual, x.shape, x.dtype)
+    _layer_checks.check_workspace(given.workspace)
+    return _layer_checks.same(x, given.workspace)
 
 
-_mlp_block = _ffi.define_op("eet_mlp_block", _abstract, aliases={8: 1})
+_mlp_block = _ffi.define_op("eet_mlp_block", _abstract, operands=Operands, updates=("workspace",))
