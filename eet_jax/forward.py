@@ -176,8 +176,9 @@ def _attention(
     qkv = qkv.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
     q = qkv[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
     k, v = qkv[..., -2, :], qkv[..., -1, :]
-    if w.q_norm is not None and w.k_norm is not None:
+    if w.q_norm is not None:
         q = rms_norm(q, w.q_norm, eps=config.norm_eps, implementation=implementation)
+    if w.k_norm is not None:
         k = rms_norm(k, w.k_norm, eps=config.norm_eps, implementation=implementation)
     if table is not None:
         q = rotary(q, table, interleaved=True, implementation=implementation)

@@ -90,13 +90,30 @@ def attention_block_reference(
     residual: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     w = _layer.take_layer(weights, layer)
-    kv_heads, _, head_dim = cache.k.shape[2:]
     normed = _layer.norm_reference(x, w.norm_scale, w.norm_bias, options)
-    qkv = linear_reference(normed, w.qkv_kernel, w.qkv_bias)
-    heads = w.o_kernel.shape[1] // head_dim
-    qkv = qkv.reshape(x.shape[0], kv_heads, heads // kv_heads + 2, head_dim)
-    q, k, v = qkv[:, :, :-2], qkv[:, :, -2], qkv[:, :, -1]
-    q = q.reshape(x.shape[0], heads, head_dim)
+    q, k, v = split_heads(linear_reference(normed, w.qkv_kernel, w.qkv_bias), cache)
+    q, k = norm_and_rotate(q, k, w, tokens, options)
+    attended, k, v = append_and_attend(q, k, v, cache, tokens, layer=layer, options=options)
+    return linear_reference(attended, w.o_kernel, w.o_bias, residual=residual), k, v
+
+
+def split_heads(qkv: jax.Array, cache: KvCache) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries `[tokens, heads, head_dim]`, keys and values `[tokens, kv_heads, head_dim]`.
+
+    Args:
+        qkv: `[tokens, kv_heads * (group + 2) * head_dim]`.
+    """
+    kv_heads, _, head_dim = cache.k.shape[2:]
+    count, all_heads = qkv.shape[0], qkv.shape[1] // head_dim
+    groups = qkv.reshape(count, kv_heads, all_heads // kv_heads, head_dim)
+    q = groups[:, :, :-2].reshape(count, all_heads - 2 * kv_heads, head_dim)
+    return q, groups[:, :, -2], groups[:, :, -1]
+
+
+def norm_and_rotate(
+    q: jax.Array, k: jax.Array, w: AttentionWeights, tokens: Tokens, options: LayerOptions
+) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys behind the norms of their heads, at their tokens' positions."""
     if w.q_norm is not None:
         q = rms_norm_reference(q, w.q_norm, eps=options.eps)
     if w.k_norm is not None:
@@ -104,6 +121,20 @@ def attention_block_reference(
     if tokens.rotary_table is not None:
         q = rotary_reference(q, tokens.rotary_table, interleaved=True)
         k = rotary_reference(k, tokens.rotary_table, interleaved=True)
+    return q, k
+
+
+def append_and_attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: KvCache,
+    tokens: Tokens,
+    *,
+    layer: int,
+    options: LayerOptions,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Attention of new tokens `[tokens, heads * head_dim]`, and the cache's keys and values."""
     paged = (cache.page_table, tokens.rows, tokens.positions)
     k_pages, v_pages = kv_append_reference(cache.k, cache.v, k, v, *paged, layer=layer)
     attended = attention_reference(
@@ -119,8 +150,7 @@ def attention_block_reference(
         alibi_slopes=tokens.alibi_slopes,
         scale=options.scale,
     )
-    attended = attended.reshape(x.shape[0], heads * head_dim)
-    return linear_reference(attended, w.o_kernel, w.o_bias, residual=residual), k_pages, v_pages
+    return attended.reshape(q.shape[0], q.shape[1] * q.shape[2]), k_pages, v_pages
 
 
 def _abstract(given: Operands, *, layer: int, norm: int, **_: Any) -> list[_ffi.Result]:

@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from xla_ops import _ffi, _layer, _layer_checks, _library
-from xla_ops._attention import attention_reference
-from xla_ops._kv_append import kv_append_reference
+from xla_ops._attention_block import append_and_attend, norm_and_rotate, split_heads
 from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, MlpWeights, Tokens
-from xla_ops._linear import activate, activation_index, linear_reference, product_reference
-from xla_ops._rms_norm import rms_norm_reference
-from xla_ops._rotary import rotary_reference
+from xla_ops._linear import activation_index, linear_reference, product_reference
+from xla_ops._mlp import gate_activation
 
 WAIT_LIMIT = 2_000_000
 """Microseconds that a part of a step waits for another before the step is given up."""
@@ -207,72 +205,27 @@ def decode_step_phases(
         w = _layer.take_layer(attention, layer)
         normed = _layer.norm_reference(stream, w.norm_scale, w.norm_bias, options)
         qkv = linear_reference(normed, w.qkv_kernel, w.qkv_bias)
-        if not _norms_heads(w):
-            qkv = _with_rotated_heads(qkv, cache, tokens)
+        q, k, v = split_heads(qkv, cache)
+        q, k = norm_and_rotate(q, k, w, tokens, options)
+        if w.q_norm is None and w.k_norm is None:  # the kernel leaves what it rotated
+            qkv = _join_heads(q, k, v)
         here = dataclasses.replace(options, window=window)
-        attended, k, v = _attend(qkv, w, cache, tokens, layer=layer, options=here)
+        attended, k, v = append_and_attend(q, k, v, cache, tokens, layer=layer, options=here)
         cache = cache._replace(k=k, v=v)
         out = linear_reference(attended, w.o_kernel, w.o_bias, residual=stream)
         m = _layer.take_layer(mlp, layer)
         normed = _layer.norm_reference(out, m.norm_scale, m.norm_bias, options)
-        up = _activated(product_reference(normed, m.up_kernel, m.up_bias), options).astype(x.dtype)
+        up = product_reference(normed, m.up_kernel, m.up_bias)
+        up = gate_activation(options.activation, up, gated=options.gated).astype(x.dtype)
         stream = linear_reference(up, m.down_kernel, m.down_bias, residual=out)
         phases.append(LayerPhases(qkv, attended, out, up, stream))
     return phases, cache.k, cache.v
 
 
-def _norms_heads(w: AttentionWeights) -> bool:
-    return w.q_norm is not None or w.k_norm is not None
-
-
-def _rotated(heads: jax.Array, tokens: Tokens) -> jax.Array:
-    """Heads `[tokens, heads, head_dim]` at the tokens' positions."""
-    if tokens.rotary_table is None:
-        return heads
-    return rotary_reference(heads, tokens.rotary_table, interleaved=True)
-
-
-def _with_rotated_heads(qkv: jax.Array, cache: KvCache, tokens: Tokens) -> jax.Array:
-    """Queries and keys of `[tokens, kv_heads * (group + 2) * head_dim]` rotated, values as is."""
-    count, (kv_heads, _, head_dim) = qkv.shape[0], cache.k.shape[2:]
-    heads = qkv.reshape(count, kv_heads, -1, head_dim)
-    rotated = _rotated(heads[:, :, :-1].reshape(count, -1, head_dim), tokens)
-    rotated = rotated.reshape(heads[:, :, :-1].shape)
-    return jnp.concatenate([rotated, heads[:, :, -1:]], axis=2).reshape(qkv.shape)
-
-
-def _attend(
-    qkv: jax.Array,
-    w: AttentionWeights,
-    cache: KvCache,
-    tokens: Tokens,
-    *,
-    layer: int,
-    options: LayerOptions,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Attention of one layer's queries, keys and values; appends to the cache."""
-    count, (kv_heads, _, head_dim) = qkv.shape[0], cache.k.shape[2:]
-    heads = qkv.reshape(count, kv_heads, -1, head_dim)
-    q, k, v = heads[:, :, :-2].reshape(count, -1, head_dim), heads[:, :, -2], heads[:, :, -1]
-    if _norms_heads(w):
-        if w.q_norm is not None:
-            q = rms_norm_reference(q, w.q_norm, eps=options.eps)
-        if w.k_norm is not None:
-            k = rms_norm_reference(k, w.k_norm, eps=options.eps)
-        q, k = (_rotated(a, tokens) for a in (q, k))
-    places = (cache.page_table, tokens.rows, tokens.positions)
-    k, v = kv_append_reference(cache.k, cache.v, k, v, *places, layer=layer)
-    attended = attention_reference(
-        q, k, v, page_table=cache.page_table, rows=tokens.rows, positions=tokens.positions,
-        layer=layer, window=options.window or None, scale=options.scale,
-    )  # fmt: skip
-    return attended.reshape(count, -1), k, v
-
-
-def _activated(inner: jax.Array, options: LayerOptions) -> jax.Array:
-    if not options.gated:
-        return activate(options.activation, inner)
-    return activate(options.activation, inner[:, ::2]) * inner[:, 1::2]
+def _join_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The inverse of ``split_heads``."""
+    groups = q.reshape(*k.shape[:2], -1, k.shape[2])
+    return jnp.concatenate([groups, k[:, :, None], v[:, :, None]], axis=2).reshape(q.shape[0], -1)
 
 
 def decode_step_problem(device: jax.Device) -> str | None:

@@ -78,16 +78,20 @@ def mlp_reference(
     activation: str | None = "silu",
     gated: bool = True,
 ) -> jax.Array:
-    inner = product_reference(x, up_kernel, up_bias)
-    if gated:
-        pairs = inner.reshape(*inner.shape[:-1], inner.shape[-1] // 2, 2)
-        inner = activate(activation, pairs[..., 0]) * pairs[..., 1]
-    else:
-        inner = activate(activation, inner)
-    y = product_reference(inner.astype(x.dtype), down_kernel, down_bias)
+    up = product_reference(x, up_kernel, up_bias)
+    inner = gate_activation(activation, up, gated=gated).astype(x.dtype)
+    y = product_reference(inner, down_kernel, down_bias)
     if residual is not None:
         y = y + residual.astype(jnp.float32)
     return y.astype(x.dtype)
+
+
+def gate_activation(activation: str | None, up: jax.Array, *, gated: bool) -> jax.Array:
+    """The activation of ``up``; gated, of its even columns, times its odd ones."""
+    if not gated:
+        return activate(activation, up)
+    pairs = up.reshape(*up.shape[:-1], up.shape[-1] // 2, 2)
+    return activate(activation, pairs[..., 0]) * pairs[..., 1]
 
 
 def _abstract(
