@@ -23,7 +23,7 @@ from xla_ops import (
     decode_step_bytes,
     rotary_table,
 )
-from xla_ops._decode_step import LayerPhases, decode_step_phases, decode_step_reference
+from xla_ops._decode_step_reference import LayerPhases, decode_step_phases, decode_step_reference
 
 PAGE_SIZE = 64
 

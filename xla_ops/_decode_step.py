@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,37 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from xla_ops import _ffi, _layer, _layer_checks, _library
-from xla_ops._attention_block import append_and_attend, norm_and_rotate, split_heads
-from xla_ops._layer import AttentionWeights, KvCache, LayerOptions, MlpWeights, Tokens
-from xla_ops._linear import activation_index, linear_reference, product_reference
-from xla_ops._mlp import gate_activation
-
-WAIT_LIMIT = 2_000_000
-"""Microseconds that a part of a step waits for another before the step is given up."""
-
-COMPUTE_CAPABILITY = "9.0"
-"""Of the GPUs that the kernel is for."""
-
-# What a status says, as in csrc/ops/decode_step.h and decode_step_block.cuh.
-PHASES = ("qkv", "partials", "attended", "attention_out", "up", "down")
-BLOCK_WAITS = {
-    1 << 20: "for a tile",
-    (1 << 20) + 1: "for room for a tile",
-    (1 << 20) + 2: "for sums",
-    (1 << 20) + 3: "for the sums of a norm",
-    (1 << 20) + 4: "for warps that were a layer behind",
-}
-
-
-class HeadWeights(NamedTuple):
-    """Weights behind the last layer."""
-
-    norm_scale: jax.Array
-    """`[hidden]`"""
-    norm_bias: jax.Array | None
-    """`[hidden]`"""
-    kernel: jax.Array
-    """`[vocab, hidden]`"""
+from xla_ops._decode_step_reference import decode_step_reference
+from xla_ops._decode_step_status import wait_limit
+from xla_ops._layer import AttentionWeights, HeadWeights, KvCache, LayerOptions, MlpWeights, Tokens
+from xla_ops._linear import activation_index
 
 
 class Operands(NamedTuple):
@@ -58,22 +29,6 @@ class Operands(NamedTuple):
     rotary_table: Any
     workspace: Any
     status: Any
-
-
-class LayerPhases(NamedTuple):
-    """What the phases of a layer leave, in the order in which a token meets them."""
-
-    qkv: jax.Array
-    """`[tokens, kv_heads * (group + 2) * head_dim]`, with queries and keys rotated; where heads are
-    normed, before norm and rotation"""
-    attended: jax.Array
-    """`[tokens, heads * head_dim]`"""
-    attention_out: jax.Array
-    """`[tokens, hidden]`, the residual stream between the blocks"""
-    up: jax.Array
-    """`[tokens, intermediate]`, behind activation and gate"""
-    down: jax.Array
-    """`[tokens, hidden]`, the residual stream behind the layer"""
 
 
 def decode_step(
@@ -160,107 +115,9 @@ def decode_step(
         window=windows[0] if alike else 0,
         gated=bool(options.gated),
         pooled=bool(options.pooled),
-        wait_limit=_wait_limit(),
+        wait_limit=wait_limit(),
     )
     return logits, k, v, workspace, status
-
-
-def decode_step_reference(
-    x: jax.Array,
-    attention: AttentionWeights,
-    mlp: MlpWeights,
-    head: HeadWeights,
-    cache: KvCache,
-    tokens: Tokens,
-    *,
-    options: LayerOptions,
-    windows: Sequence[int],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    phases, k, v = decode_step_phases(
-        x, attention, mlp, cache, tokens, options=options, windows=windows
-    )
-    stream = phases[-1].down
-    normed = _layer.norm_reference(stream, head.norm_scale, head.norm_bias, options)
-    logits = linear_reference(normed, head.kernel, out_dtype=jnp.float32)
-    return jnp.where(tokens.rows[:, None] < 0, jnp.nan, logits), k, v
-
-
-def decode_step_phases(
-    x: jax.Array,
-    attention: AttentionWeights,
-    mlp: MlpWeights,
-    cache: KvCache,
-    tokens: Tokens,
-    *,
-    options: LayerOptions,
-    windows: Sequence[int],
-) -> tuple[list[LayerPhases], jax.Array, jax.Array]:
-    """The layers in plain JAX, phase by phase as the kernel runs them, and the cache behind them.
-
-    What the kernel leaves in its workspace can be held against it, to see which phase of which
-    layer differs first.
-    """
-    stream, phases = x[: tokens.rows.shape[0]], []
-    for layer, window in enumerate(windows):
-        w = _layer.take_layer(attention, layer)
-        normed = _layer.norm_reference(stream, w.norm_scale, w.norm_bias, options)
-        qkv = linear_reference(normed, w.qkv_kernel, w.qkv_bias)
-        q, k, v = split_heads(qkv, cache)
-        q, k = norm_and_rotate(q, k, w, tokens, options)
-        if w.q_norm is None and w.k_norm is None:  # the kernel leaves what it rotated
-            qkv = _join_heads(q, k, v)
-        here = dataclasses.replace(options, window=window)
-        attended, k, v = append_and_attend(q, k, v, cache, tokens, layer=layer, options=here)
-        cache = cache._replace(k=k, v=v)
-        out = linear_reference(attended, w.o_kernel, w.o_bias, residual=stream)
-        m = _layer.take_layer(mlp, layer)
-        normed = _layer.norm_reference(out, m.norm_scale, m.norm_bias, options)
-        up = product_reference(normed, m.up_kernel, m.up_bias)
-        up = gate_activation(options.activation, up, gated=options.gated).astype(x.dtype)
-        stream = linear_reference(up, m.down_kernel, m.down_bias, residual=out)
-        phases.append(LayerPhases(qkv, attended, out, up, stream))
-    return phases, cache.k, cache.v
-
-
-def _join_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """The inverse of ``split_heads``."""
-    groups = q.reshape(*k.shape[:2], -1, k.shape[2])
-    return jnp.concatenate([groups, k[:, :, None], v[:, :, None]], axis=2).reshape(q.shape[0], -1)
-
-
-def decode_step_problem(device: jax.Device) -> str | None:
-    """Why ``device`` cannot run the kernel, None if it can."""
-    if device.platform != "gpu":
-        return f"it runs on GPUs of compute capability {COMPUTE_CAPABILITY}, this is no GPU"
-    if "cuda" not in _library.libraries:
-        return _library.problems["cuda"]
-    if device.compute_capability != COMPUTE_CAPABILITY:
-        return (
-            f"it runs on GPUs of compute capability {COMPUTE_CAPABILITY}, "
-            f"this one has {device.compute_capability}"
-        )
-    return None
-
-
-def decode_step_failure(status: int) -> str | None:
-    """What a step with ``status`` waited for when it was given up, None if it was not.
-
-    Args:
-        status: of ``decode_step``.
-    """
-    if status == 0:
-        return None
-    if status - 1 in BLOCK_WAITS:
-        return f"it waited too long {BLOCK_WAITS[status - 1]}"
-    layer, phase = divmod(status - 1, len(PHASES))
-    return f"it waited too long in layer {layer}, phase {PHASES[phase]}"
-
-
-def _wait_limit() -> int:
-    text = os.environ.get("EET_JAX_WAIT_LIMIT", str(WAIT_LIMIT))
-    if not text.isdecimal() or int(text) >= 1 << 31:
-        raise ValueError(f"EET_JAX_WAIT_LIMIT must be an int from 0 to 2**31 - 1, got {text!r}")
-    return int(text)
 
 
 def decode_step_fits(

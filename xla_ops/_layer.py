@@ -58,6 +58,17 @@ class MlpWeights(NamedTuple):
     """`[layers, hidden]`"""
 
 
+class HeadWeights(NamedTuple):
+    """Weights behind the last layer."""
+
+    norm_scale: jax.Array
+    """`[hidden]`"""
+    norm_bias: jax.Array | None
+    """`[hidden]`"""
+    kernel: jax.Array
+    """`[vocab, hidden]`"""
+
+
 class KvCache(NamedTuple):
     """Keys and values in pages. Page 0 is nobody's: what is written there is lost."""
 
