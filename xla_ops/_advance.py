@@ -241,12 +241,12 @@ def _abstract(given: Operands, *, page_size: int, max_length: int, **_: float) -
     batch = given.logits.shape[0]
     _check_progress(given)
     _check_record(given.record, batch)
-    _check("step", given.step, (), jnp.int32)
-    _check("max_new_tokens", given.limits.max_new_tokens, (), jnp.int32)
-    _check("eos", given.limits.eos, (given.limits.eos.size,), jnp.int32)
+    _ffi.check_operand("step", given.step, (), jnp.int32)
+    _ffi.check_operand("max_new_tokens", given.limits.max_new_tokens, (), jnp.int32)
+    _ffi.check_operand("eos", given.limits.eos, (given.limits.eos.size,), jnp.int32)
     _ffi.check_rank("page_table", given.page_table, 2)
     max_pages = max(given.page_table.shape[1], 1)
-    _check("page_table", given.page_table, (batch, max_pages), jnp.int32)
+    _ffi.check_operand("page_table", given.page_table, (batch, max_pages), jnp.int32)
     if page_size < 1 or not 0 <= max_length <= max_pages * page_size:
         raise ValueError(
             f"max_length must be from 0 to {max_pages} pages of page_size tokens, "
@@ -254,26 +254,20 @@ def _abstract(given: Operands, *, page_size: int, max_length: int, **_: float) -
         )
     _check_tables(given.tables, given.x, batch)
     frequencies: Any = given.tables.inverse_frequencies
-    updated = jax.tree.leaves((given.progress, given.record, given.x))
     return [
         _ffi.Result((batch,), jnp.int32),
         _ffi.Result((batch,), jnp.int32),
         _ffi.Result((batch, frequencies.size, 2), jnp.float32),
-        *(_ffi.Result(array.shape, array.dtype) for array in updated),
+        *_ffi.results_like(*given.progress, *given.record, given.x),
     ]
-
-
-def _check(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    _ffi.check_shape(name, array, shape)
-    _ffi.check_dtype(name, array, dtype)
 
 
 def _check_progress(given: Operands) -> None:
     progress, batch = given.progress, given.logits.shape[0]
-    _check("seen", progress.seen, given.logits.shape, jnp.bool)
-    _check("generated", progress.generated, (batch,), jnp.int32)
-    _check("done", progress.done, (batch,), jnp.bool)
-    _check("lengths", progress.lengths, (batch,), jnp.int32)
+    _ffi.check_operand("seen", progress.seen, given.logits.shape, jnp.bool)
+    _ffi.check_operand("generated", progress.generated, (batch,), jnp.int32)
+    _ffi.check_operand("done", progress.done, (batch,), jnp.bool)
+    _ffi.check_operand("lengths", progress.lengths, (batch,), jnp.int32)
     check_sample(
         given.logits,
         positions=progress.lengths,
@@ -285,9 +279,9 @@ def _check_progress(given: Operands) -> None:
 def _check_record(record: Record, batch: int) -> None:
     _ffi.check_rank("tokens", record.tokens, 2)
     steps = max(record.tokens.shape[0], 1)
-    _check("tokens", record.tokens, (steps, batch), jnp.int32)
-    _check("logprobs", record.logprobs, (steps, batch), jnp.float32)
-    _check("active", record.active, (steps, batch), jnp.bool)
+    _ffi.check_operand("tokens", record.tokens, (steps, batch), jnp.int32)
+    _ffi.check_operand("logprobs", record.logprobs, (steps, batch), jnp.float32)
+    _ffi.check_operand("active", record.active, (steps, batch), jnp.bool)
 
 
 def _check_tables(tables: Any, x: Any, batch: int) -> None:
@@ -296,12 +290,12 @@ def _check_tables(tables: Any, x: Any, batch: int) -> None:
     if table.ndim != 2 or table.shape[0] == 0:
         raise ValueError(f"embedding must have shape [1 or more, hidden], got {table.shape}")
     hidden = table.shape[1]
-    if learned.shape != (0,):
-        _check("positions", learned, (max(learned.shape[0], 1), hidden), table.dtype)
-    _check("inverse_frequencies", frequencies, (frequencies.size,), jnp.float32)
+    positions = (max(learned.shape[0], 1), hidden)
+    _ffi.check_optional_operand("positions", learned, positions, table.dtype)
+    _ffi.check_operand("inverse_frequencies", frequencies, (frequencies.size,), jnp.float32)
     if x.ndim != 2 or x.shape[0] < batch:
         raise ValueError(f"x must have shape [at least {batch}, hidden], got {x.shape}")
-    _check("x", x, (x.shape[0], hidden), table.dtype)
+    _ffi.check_operand("x", x, (x.shape[0], hidden), table.dtype)
 
 
 _advance = _ffi.define_op(

@@ -157,10 +157,10 @@ def _abstract(given: Operands, *, layer: int, norm: int, **_: Any) -> list[_ffi.
     x, cache, tokens = given.x, given.cache, given.tokens
     _layer_checks.check_stream("x", x)
     _layer_checks.check_attention(given.weights, cache, tokens, x, layer, norm=norm)
-    _layer_checks.check_optional_weight("residual", given.residual, x.shape, x.dtype)
+    _ffi.check_optional_operand("residual", given.residual, x.shape, x.dtype)
     _ffi.check_shape("x", x, (tokens.rows.shape[0], x.shape[1]))
     _layer_checks.check_workspace(given.workspace)
-    return _layer_checks.same(x, cache.k, cache.v, given.workspace)
+    return _ffi.results_like(x, cache.k, cache.v, given.workspace)
 
 
 _attention_block = _ffi.define_op(

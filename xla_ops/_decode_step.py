@@ -180,8 +180,8 @@ def _abstract(given: Operands, *, norm: int, gated: bool, **_: Any) -> list[_ffi
     _layer_checks.check_norm(norm, head.norm_scale, head.norm_bias, x.shape[1:], x.dtype)
     vocab, hidden = head.kernel.shape[0], x.shape[1]
     layers, (page_size, head_dim) = cache.k.shape[0], cache.k.shape[3:]
-    _layer_checks.check_weight("kernel", head.kernel, (vocab, hidden), x.dtype)
-    _layer_checks.check_optional_weight("windows", given.windows, (layers,), jnp.int32)
+    _ffi.check_operand("kernel", head.kernel, (vocab, hidden), x.dtype)
+    _ffi.check_optional_operand("windows", given.windows, (layers,), jnp.int32)
     count = given.rows.shape[0]
     sizes = {
         "dtype": x.dtype,
@@ -197,9 +197,9 @@ def _abstract(given: Operands, *, norm: int, gated: bool, **_: Any) -> list[_ffi
     if x.shape[0] < count:
         raise ValueError(f"x must have at least {count} rows, got {x.shape[0]}")
     _layer_checks.check_workspace(given.workspace)
-    _layer_checks.check_weight("status", given.status, (1,), jnp.int32)
+    _ffi.check_operand("status", given.status, (1,), jnp.int32)
     logits = _ffi.Result((count, vocab), jnp.float32)
-    return [logits, *_layer_checks.same(cache.k, cache.v, given.workspace, given.status)]
+    return [logits, *_ffi.results_like(cache.k, cache.v, given.workspace, given.status)]
 
 
 _decode_step = _ffi.define_op(

@@ -108,7 +108,7 @@ def _abstract(
     if x.shape[0] < tokens.rows.shape[0]:
         raise ValueError(f"x must have at least {tokens.rows.shape[0]} rows, got {x.shape[0]}")
     _layer_checks.check_workspace(given.workspace)
-    return _layer_checks.same(x, cache.k, cache.v, given.workspace)
+    return _ffi.results_like(x, cache.k, cache.v, given.workspace)
 
 
 _decoder_layer = _ffi.define_op(

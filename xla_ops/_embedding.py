@@ -105,9 +105,8 @@ def _abstract_into(
     (y,) = _abstract(tokens, table, positions, position_table, scale=scale)
     if len(y.shape) != 2 or into.ndim != 2 or into.shape[0] < y.shape[0]:
         raise ValueError(f"into must have shape [at least {y.shape[0]}, hidden], got {into.shape}")
-    _ffi.check_shape("into", into, (into.shape[0], y.shape[1]))
-    _ffi.check_dtype("into", into, y.dtype)
-    return [_ffi.Result(into.shape, into.dtype)]
+    _ffi.check_operand("into", into, (into.shape[0], y.shape[1]), y.dtype)
+    return _ffi.results_like(into)
 
 
 _embedding = _ffi.define_op("eet_embedding", _abstract, batch_rule=_ffi.batch_rows(0, 2))

@@ -302,6 +302,11 @@ def or_none(array: Any) -> jax.Array | None:
     return None if array.shape == (0,) else array
 
 
+def results_like(*arrays: Any) -> list[Result]:
+    """The result types of operands that are updated in place."""
+    return [Result(array.shape, array.dtype) for array in arrays]
+
+
 def check_shape(name: str, array: Any, shape: Sequence[int]) -> None:
     """Raises ValueError unless ``array`` has ``shape``."""
     if tuple(array.shape) != tuple(shape):
@@ -318,6 +323,18 @@ def check_dtype(name: str, array: Any, dtype: Any) -> None:
     """Raises TypeError unless ``array`` has ``dtype``."""
     if array.dtype != jnp.dtype(dtype):
         raise TypeError(f"{name} must have dtype {jnp.dtype(dtype).name}, got {array.dtype.name}")
+
+
+def check_operand(name: str, array: Any, shape: Sequence[int], dtype: Any) -> None:
+    """Raises ValueError unless ``array`` has ``shape``, TypeError unless it has ``dtype``."""
+    check_shape(name, array, shape)
+    check_dtype(name, array, dtype)
+
+
+def check_optional_operand(name: str, array: Any, shape: Sequence[int], dtype: Any) -> None:
+    """As ``check_operand``, for an operand that may be absent."""
+    if tuple(array.shape) != (0,):
+        check_operand(name, array, shape, dtype)
 
 
 def check_float(name: str, array: Any) -> None:

@@ -111,7 +111,7 @@ def _abstract(
         _ffi.check_dtype(name, array, k.dtype)
     for name, array in (("page_table", page_table), ("rows", rows), ("positions", positions)):
         _ffi.check_dtype(name, array, jnp.int32)
-    return [_ffi.Result(k.shape, k.dtype), _ffi.Result(v.shape, v.dtype)]
+    return _ffi.results_like(k, v)
 
 
 _kv_append = _ffi.define_op("eet_kv_append", _abstract, updates=("k", "v"))

@@ -13,22 +13,10 @@ from xla_ops._layer import NORMS
 
 def check_norm(norm: int, scale: Any, bias: Any, shape: tuple[int, ...], dtype: Any) -> None:
     """Checks the operands of a norm, whose kind is given by its place in ``NORMS``."""
-    check_weight("norm_scale", scale, shape, dtype)
+    _ffi.check_operand("norm_scale", scale, shape, dtype)
     if NORMS[norm] == "rms" and bias.shape != (0,):
         raise ValueError(f'norm_bias must be None with norm "rms", got shape {bias.shape}')
-    check_optional_weight("norm_bias", bias, shape, dtype)
-
-
-def check_weight(name: str, weight: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    """Checks shape and dtype of a stacked weight."""
-    _ffi.check_shape(name, weight, shape)
-    _ffi.check_dtype(name, weight, dtype)
-
-
-def check_optional_weight(name: str, weight: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    """The same for a weight that may be absent."""
-    if weight.shape != (0,):
-        check_weight(name, weight, shape, dtype)
+    _ffi.check_optional_operand("norm_bias", bias, shape, dtype)
 
 
 def check_layer(layer: int, layers: int) -> None:
@@ -49,7 +37,7 @@ def check_cache(k: Any, v: Any, dtype: Any) -> None:
             f"head_dim must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {k.shape[4]}"
         )
     _ffi.check_dtype("k", k, dtype)
-    check_weight("v", v, k.shape, dtype)
+    _ffi.check_operand("v", v, k.shape, dtype)
 
 
 def check_attention(w: Any, cache: Any, tokens: Any, x: Any, layer: int, *, norm: int) -> None:
@@ -67,12 +55,12 @@ def check_attention(w: Any, cache: Any, tokens: Any, x: Any, layer: int, *, norm
     heads = size // head_dim
     qkv = (heads + 2 * kv_heads) * head_dim
     check_norm(norm, w.norm_scale, w.norm_bias, (layers, hidden), dtype)
-    check_weight("qkv_kernel", w.qkv_kernel, (layers, qkv, hidden), dtype)
-    check_optional_weight("qkv_bias", w.qkv_bias, (layers, qkv), dtype)
-    check_optional_weight("q_norm", w.q_norm, (layers, head_dim), dtype)
-    check_optional_weight("k_norm", w.k_norm, (layers, head_dim), dtype)
-    check_weight("o_kernel", w.o_kernel, (layers, hidden, heads * head_dim), dtype)
-    check_optional_weight("o_bias", w.o_bias, (layers, hidden), dtype)
+    _ffi.check_operand("qkv_kernel", w.qkv_kernel, (layers, qkv, hidden), dtype)
+    _ffi.check_optional_operand("qkv_bias", w.qkv_bias, (layers, qkv), dtype)
+    _ffi.check_optional_operand("q_norm", w.q_norm, (layers, head_dim), dtype)
+    _ffi.check_optional_operand("k_norm", w.k_norm, (layers, head_dim), dtype)
+    _ffi.check_operand("o_kernel", w.o_kernel, (layers, hidden, heads * head_dim), dtype)
+    _ffi.check_optional_operand("o_bias", w.o_bias, (layers, hidden), dtype)
     check_tokens(cache.page_table, tokens, heads, head_dim)
 
 
@@ -97,7 +85,7 @@ def check_tokens(page_table: Any, tokens: Any, heads: int, head_dim: int) -> Non
                 f"rotary_table must have shape [tokens, 1..{head_dim // 2}, 2], got {rotary.shape}"
             )
         _ffi.check_shape("rotary_table", rotary, (rows.shape[0], pairs, 2))
-    check_optional_weight("alibi_slopes", tokens.alibi_slopes, (heads,), jnp.float32)
+    _ffi.check_optional_operand("alibi_slopes", tokens.alibi_slopes, (heads,), jnp.float32)
 
 
 def check_mlp(w: Any, x: Any, layer: int, *, norm: int, gated: bool) -> None:
@@ -111,10 +99,10 @@ def check_mlp(w: Any, x: Any, layer: int, *, norm: int, gated: bool) -> None:
     check_layer(layer, layers)
     up = 2 * intermediate if gated else intermediate
     check_norm(norm, w.norm_scale, w.norm_bias, (layers, hidden), dtype)
-    check_weight("up_kernel", w.up_kernel, (layers, up, hidden), dtype)
-    check_optional_weight("up_bias", w.up_bias, (layers, up), dtype)
-    check_weight("down_kernel", w.down_kernel, (layers, hidden, intermediate), dtype)
-    check_optional_weight("down_bias", w.down_bias, (layers, hidden), dtype)
+    _ffi.check_operand("up_kernel", w.up_kernel, (layers, up, hidden), dtype)
+    _ffi.check_optional_operand("up_bias", w.up_bias, (layers, up), dtype)
+    _ffi.check_operand("down_kernel", w.down_kernel, (layers, hidden, intermediate), dtype)
+    _ffi.check_optional_operand("down_bias", w.down_bias, (layers, hidden), dtype)
 
 
 def check_stream(name: str, x: Any) -> None:
@@ -129,8 +117,3 @@ def check_workspace(workspace: Any) -> None:
     _ffi.check_dtype("workspace", workspace, jnp.uint8)
     if workspace.ndim != 1:
         raise ValueError(f"workspace must have shape [bytes], got {workspace.shape}")
-
-
-def same(*arrays: Any) -> list[_ffi.Result]:
-    """The result types of state that is updated in place."""
-    return [_ffi.Result(array.shape, array.dtype) for array in arrays]

@@ -88,9 +88,9 @@ def _abstract(
     x = given.x
     _layer_checks.check_stream("x", x)
     _layer_checks.check_mlp(given.weights, x, layer, norm=norm, gated=gated)
-    _layer_checks.check_optional_weight("residual", given.residual, x.shape, x.dtype)
+    _ffi.check_optional_operand("residual", given.residual, x.shape, x.dtype)
     _layer_checks.check_workspace(given.workspace)
-    return _layer_checks.same(x, given.workspace)
+    return _ffi.results_like(x, given.workspace)
 
 
 _mlp_block = _ffi.define_op("eet_mlp_block", _abstract, operands=Operands, updates=("workspace",))
