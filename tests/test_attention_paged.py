@@ -172,7 +172,7 @@ def test_errors():
         (ValueError, "rows must be given with page_table", {"rows": None}),
         (ValueError, "layer must be given with page_table", {"layer": None}),
         (ValueError, "positions must be given with page_table", {"positions": None}),
-        (ValueError, r"layer must be in \[0, 2\), got 2", {"layer": 2}),
+        (ValueError, "layer must be between 0 and 1, got 2", {"layer": 2}),
         (ValueError, r"rows must have shape \(3,\), got \(2,\)", {"rows": rows[:2]}),
         (ValueError, r"positions must have shape \(3,\), got \(1,\)", {"positions": rows[:1]}),
         (ValueError, r"page_table must have 2 dimensions and not be empty, got shape \(3,\)",

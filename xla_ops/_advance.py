@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from xla_ops import _ffi
-from xla_ops._embedding import embedding
+from xla_ops._embedding import check_table, embedding
 from xla_ops._layer import Tokens
 from xla_ops._rotary import rotary_table
 from xla_ops._sample import Sampling, check_sample, sample
@@ -287,8 +287,7 @@ def _check_record(record: Record, batch: int) -> None:
 def _check_tables(tables: Any, x: Any, batch: int) -> None:
     table, learned, frequencies = tables
     _ffi.check_float("embedding", table)
-    if table.ndim != 2 or table.shape[0] == 0:
-        raise ValueError(f"embedding must have shape [1 or more, hidden], got {table.shape}")
+    check_table("embedding", table)
     hidden = table.shape[1]
     positions = (max(learned.shape[0], 1), hidden)
     _ffi.check_optional_operand("positions", learned, positions, table.dtype)

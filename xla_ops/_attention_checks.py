@@ -1,4 +1,4 @@
-"""What attention asks of its operands."""
+"""What attention and the cache ask of their operands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ import jax.numpy as jnp
 from xla_ops import _ffi
 
 MAX_HEAD_DIM = 256
+
+
+def check_layer(layer: int, layers: int) -> None:
+    """Raises ValueError unless ``layer`` is one of ``layers``."""
+    if not 0 <= layer < layers:
+        raise ValueError(f"layer must be between 0 and {layers - 1}, got {layer}")
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Raises ValueError unless there are kernels for heads of ``head_dim``."""
+    if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
+        raise ValueError(
+            f"head_dim must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {head_dim}"
+        )
+
+
+def check_heads(heads: int, kv_heads: int) -> None:
+    """Raises ValueError unless each KV head has the same number of query heads."""
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
 
 
 def check_options(
@@ -69,13 +89,8 @@ def abstract(
         _check_dense(q, k, lengths, positions)
     _ffi.check_shape("v", v, k.shape)
     heads, head_dim = q.shape[-2:]
-    kv_heads = k.shape[2]
-    if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
-        raise ValueError(
-            f"head_dim must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {head_dim}"
-        )
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+    check_head_dim(head_dim)
+    check_heads(heads, k.shape[2])
     _ffi.check_optional_shape("alibi_slopes", alibi_slopes, (heads,))
     return [_ffi.Result(q.shape, q.dtype)]
 
@@ -105,5 +120,4 @@ def _check_paged(q: Any, k: Any, rows: Any, positions: Any, layer: int) -> None:
     _ffi.check_shape("positions", positions, (tokens,))
     if k.size == 0:
         raise ValueError(f"k must have pages, got shape {k.shape}")
-    if not 0 <= layer < k.shape[0]:
-        raise ValueError(f"layer must be in [0, {k.shape[0]}), got {layer}")
+    check_layer(layer, k.shape[0])

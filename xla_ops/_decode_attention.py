@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from xla_ops import _ffi
 from xla_ops._attention import attention_reference
-from xla_ops._attention_checks import MAX_HEAD_DIM, check_values
+from xla_ops._attention_checks import check_head_dim, check_heads, check_layer, check_values
 
 # Splits of a row's keys, as in csrc/ops/decode_attention.h.
 MIN_SPLIT = 128
@@ -163,14 +163,9 @@ def _check_dtypes(
 
 def _check_sizes(k: Any, heads: int, max_pages: int, layer: int) -> None:
     layers, pages, kv_heads, page_size, head_dim = k.shape
-    if not 0 <= layer < layers:
-        raise ValueError(f"layer must be in [0, {layers}), got {layer}")
-    if head_dim % 8 or not 0 < head_dim <= MAX_HEAD_DIM:
-        raise ValueError(
-            f"head_dim must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {head_dim}"
-        )
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+    check_layer(layer, layers)
+    check_head_dim(head_dim)
+    check_heads(heads, kv_heads)
     if pages == 0 or page_size == 0 or max_pages == 0:
         raise ValueError(
             f"k and page_table must have pages, got shape {k.shape} and {max_pages} of each row"

@@ -77,7 +77,8 @@ def embedding_reference(
     return y.astype(table.dtype)
 
 
-def _check_table(name: str, table: Any) -> None:
+def check_table(name: str, table: Any) -> None:
+    """Raises ValueError unless ``table`` has rows of equal size, at least one."""
     if table.ndim != 2 or table.shape[0] == 0:
         raise ValueError(f"{name} must have shape [1 or more, hidden], got {table.shape}")
 
@@ -88,11 +89,11 @@ def _abstract(
     del scale
     _ffi.check_dtype("tokens", tokens, jnp.int32)
     _ffi.check_float("table", table)
-    _check_table("table", table)
+    check_table("table", table)
     _ffi.check_dtype("positions", positions, jnp.int32)
     _ffi.check_dtype("position_table", position_table, table.dtype)
     if position_table.shape != (0,):
-        _check_table("position_table", position_table)
+        check_table("position_table", position_table)
         max_positions, hidden = position_table.shape[0], table.shape[1]
         _ffi.check_shape("position_table", position_table, (max_positions, hidden))
         _ffi.check_shape("positions", positions, tokens.shape)

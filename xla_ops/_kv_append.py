@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from xla_ops import _ffi
+from xla_ops._attention_checks import check_layer
 
 
 def kv_append(
@@ -97,8 +98,7 @@ def _abstract(
             f"k must have shape [layers, pages, kv_heads, page_size, head_dim], got {k.shape}"
         )
     layers, _, kv_heads, _, head_dim = k.shape
-    if not 0 <= layer < layers:
-        raise ValueError(f"layer must be between 0 and {layers - 1}, got {layer}")
+    check_layer(layer, layers)
     if rows.ndim != 1:
         raise ValueError(f"rows must have shape [tokens], got {rows.shape}")
     if page_table.ndim != 2:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from xla_ops import _ffi
-from xla_ops._attention_checks import MAX_HEAD_DIM
+from xla_ops._attention_checks import check_head_dim, check_layer
 from xla_ops._layer import NORMS
 
 
@@ -19,12 +19,6 @@ def check_norm(norm: int, scale: Any, bias: Any, shape: tuple[int, ...], dtype: 
     _ffi.check_optional_operand("norm_bias", bias, shape, dtype)
 
 
-def check_layer(layer: int, layers: int) -> None:
-    """Raises ValueError unless ``layer`` is one of ``layers``."""
-    if not 0 <= layer < layers:
-        raise ValueError(f"layer must be between 0 and {layers - 1}, got {layer}")
-
-
 def check_cache(k: Any, v: Any, dtype: Any) -> None:
     """Checks keys and values of all layers."""
     if k.ndim != 5 or k.size == 0:
@@ -32,10 +26,7 @@ def check_cache(k: Any, v: Any, dtype: Any) -> None:
             "k must have shape [layers, pages, kv_heads, page_size, head_dim] and not be empty, "
             f"got {k.shape}"
         )
-    if k.shape[4] % 8 or k.shape[4] > MAX_HEAD_DIM:
-        raise ValueError(
-            f"head_dim must be a multiple of 8 from 8 to {MAX_HEAD_DIM}, got {k.shape[4]}"
-        )
+    check_head_dim(k.shape[4])
     _ffi.check_dtype("k", k, dtype)
     _ffi.check_operand("v", v, k.shape, dtype)
 
