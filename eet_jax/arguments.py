@@ -36,10 +36,7 @@ def checked_prompt(
         TypeError: unless both are ints.
         ValueError: for wrong shapes, ids or lengths.
     """
-    _check_ints("tokens", tokens)
-    shape = np.shape(tokens)
-    if len(shape) != 2:
-        raise ValueError(f"tokens must have shape [batch, seq], got {shape}")
+    shape = token_shape(tokens)
     if shape[0] != state.batch:
         raise ValueError(f"tokens must have shape {(state.batch, shape[1])}, got {shape}")
     if lengths is None:
@@ -54,6 +51,38 @@ def checked_prompt(
         _check_lengths(values[1], values[2], shape[1], limit)
         _check_ids(config, values[0][np.arange(shape[1]) < values[1][:, None]])
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths, jnp.int32)
+
+
+def token_shape(tokens: Any) -> tuple[int, int]:
+    """The shape `[batch, seq]` of tokens.
+
+    Raises:
+        TypeError: unless they are ints.
+        ValueError: for another rank.
+    """
+    _check_ints("tokens", tokens)
+    shape = np.shape(tokens)
+    if len(shape) != 2:
+        raise ValueError(f"tokens must have shape [batch, seq], got {shape}")
+    return shape
+
+
+def either(tokens: jax.Array | None, embeds: jax.Array | None) -> jax.Array:
+    """The tokens or their embeddings.
+
+    Raises:
+        ValueError: unless one of them is given, and only one.
+    """
+    given = embeds if tokens is None else tokens
+    if given is None or (tokens is not None and embeds is not None):
+        raise ValueError("give either tokens or inputs_embeds")
+    return given
+
+
+def check_mask(mask: jax.Array, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless an attention mask has the tokens' ``shape``."""
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask must have shape {shape}, got {mask.shape}")
 
 
 def check_embeds(config: DecoderConfig, embeds: Any, shape: tuple[int, ...]) -> None:

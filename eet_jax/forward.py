@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from eet_jax import embed_and_head, masks
+from eet_jax.arguments import check_embeds, check_mask, either, token_shape
 from eet_jax.config import DecoderConfig
 from eet_jax.params import Params
 from eet_jax.positions import alibi_slopes, rotary_table
@@ -49,7 +50,7 @@ def forward(
     Raises:
         ValueError: if shapes do not fit, both or none of tokens and inputs_embeds are given, or
             positions with ALiBi.
-        TypeError: for tokens that are not ints.
+        TypeError: for tokens that are not ints, and embeddings that are not floats.
     """
     if positions is not None and config.positions == "alibi":
         raise ValueError(
@@ -59,8 +60,7 @@ def forward(
     shape = _checked_shape(config, tokens, inputs_embeds)
     order = None
     if attention_mask is not None:
-        if attention_mask.shape != shape:
-            raise ValueError(f"attention_mask must have shape {shape}, got {attention_mask.shape}")
+        check_mask(attention_mask, shape)
         _, order = masks.right_pad(attention_mask)
         tokens, positions, inputs_embeds = (
             masks.apply(array, order) for array in (tokens, positions, inputs_embeds)
@@ -84,31 +84,18 @@ def forward(
 def _checked_shape(
     config: DecoderConfig, tokens: jax.Array | None, embeds: jax.Array | None
 ) -> tuple[int, int]:
-    if (tokens is None) == (embeds is None):
-        raise ValueError("give either tokens or inputs_embeds")
-    if embeds is not None:
-        if embeds.ndim != 3 or embeds.shape[2] != config.hidden_size:
-            raise ValueError(
-                f"inputs_embeds must have shape [batch, seq, {config.hidden_size}], "
-                f"got {embeds.shape}"
-            )
-        if embeds.shape[1] > config.max_seq_len:
-            raise ValueError(
-                f"inputs_embeds must have at most max_seq_len {config.max_seq_len} positions, "
-                f"got {embeds.shape[1]}"
-            )
-        return embeds.shape[0], embeds.shape[1]
-    assert tokens is not None
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TypeError(f"tokens must be ints, got {tokens.dtype.name}")
-    if tokens.ndim != 2:
-        raise ValueError(f"tokens must have shape [batch, seq], got {tokens.shape}")
-    if tokens.shape[1] > config.max_seq_len:
+    """The shape `[batch, seq]` of tokens or embeddings."""
+    given = either(tokens, embeds)
+    if embeds is None:
+        name, (batch, seq) = "tokens", token_shape(given)
+    else:
+        check_embeds(config, embeds, embeds.shape[:2])
+        name, (batch, seq) = "inputs_embeds", embeds.shape[:2]
+    if seq > config.max_seq_len:
         raise ValueError(
-            f"tokens must have at most max_seq_len {config.max_seq_len} columns, "
-            f"got {tokens.shape[1]}"
+            f"{name} must have at most max_seq_len {config.max_seq_len} columns, got {seq}"
         )
-    return tokens.shape[0], tokens.shape[1]
+    return batch, seq
 
 
 def _embed(

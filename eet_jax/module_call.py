@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from eet_jax import masks
+from eet_jax.arguments import check_mask, either
 from eet_jax.config import DecoderConfig
 from eet_jax.decoder import extend
 from eet_jax.forward import forward
@@ -47,19 +48,14 @@ def call(
         )
     if positions is not None:
         raise ValueError("positions cannot be given with a state, which counts them itself")
-    if (tokens is None) == (inputs_embeds is None):
-        raise ValueError("give either tokens or inputs_embeds")
+    shape = either(tokens, inputs_embeds).shape[:2]
     lengths = order = None
     if attention_mask is not None:
-        given: Any = inputs_embeds if tokens is None else tokens
-        want = jnp.shape(given)[:2]
-        if attention_mask.shape != want:
-            raise ValueError(f"attention_mask must have shape {want}, got {attention_mask.shape}")
+        check_mask(attention_mask, shape)
         lengths, order = masks.right_pad(attention_mask)
         tokens, inputs_embeds = masks.apply(tokens, order), masks.apply(inputs_embeds, order)
     if tokens is None:
-        assert inputs_embeds is not None
-        tokens = jnp.zeros(inputs_embeds.shape[:2], jnp.int32)
+        tokens = jnp.zeros(shape, jnp.int32)
     out, state = extend(
         config,
         params,

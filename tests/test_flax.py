@@ -159,6 +159,17 @@ def test_errors(variables):
         decoder.apply(variables, jnp.ones((1, 2)))
     with pytest.raises(ValueError, match="at most max_seq_len 64 columns, got 65"):
         decoder.apply(variables, jnp.ones((1, 65), jnp.int32))
+    embeds = jnp.ones((1, 65, CONFIG.hidden_size))
+    with pytest.raises(ValueError, match="inputs_embeds must have at most max_seq_len 64 columns"):
+        decoder.apply(variables, None, inputs_embeds=embeds)
+    for wrong in (embeds[..., 1:], embeds[0], embeds[0, 0]):
+        with pytest.raises(ValueError, match="inputs_embeds must have shape"):
+            decoder.apply(variables, None, inputs_embeds=wrong)
+    for state in (None, eet_jax.init_state(CONFIG, 1)):
+        with pytest.raises(TypeError, match="inputs_embeds must have a float dtype, got int32"):
+            decoder.apply(
+                variables, None, inputs_embeds=embeds[:, :3].astype(jnp.int32), state=state
+            )
     with pytest.raises(ValueError, match="attention_mask must have shape"):
         decoder.apply(variables, TOKENS, attention_mask=jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="row 1 has gaps"):
