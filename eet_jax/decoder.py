@@ -221,7 +221,7 @@ def _reserve(state: DecodeState, lengths: jax.Array) -> tuple[DecodeState, jax.A
     """Pages for ``lengths`` more tokens; a row that does not find all of its own gets no tokens."""
     ends = state.lengths + lengths
     table = reserve(state, ends).page_table
-    last = jnp.clip(ends - 1, 0, state.capacity - 1) // state.k.shape[3]
+    last = jnp.clip(ends - 1, 0, state.capacity - 1) // state.page_size
     fits = jnp.take_along_axis(table, last[:, None], axis=1)[:, 0] > 0
     table = jnp.where(fits[:, None], table, state.page_table)
     return dataclasses.replace(state, page_table=table), jnp.where(fits, lengths, 0)
@@ -264,7 +264,7 @@ def decode_active(
 def row_limits(config: DecoderConfig, state: DecodeState) -> dict[str, Any]:
     """What decides whether a row has room for a token: page_size and max_length."""
     return {
-        "page_size": state.k.shape[3],
+        "page_size": state.page_size,
         "max_length": min(state.capacity, config.max_seq_len),
     }
 

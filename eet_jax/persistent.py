@@ -45,7 +45,7 @@ def supports(config: DecoderConfig, state: DecodeState, implementation: str | No
     """
     if implementation == "reference" or not state.persistent:
         return False
-    needed = step_bytes(config, state.batch, state.capacity, state.k.shape[3])
+    needed = step_bytes(config, state.batch, state.capacity, state.page_size)
     return 0 < needed <= state.workspace.size
 
 

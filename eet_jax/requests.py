@@ -11,7 +11,7 @@ import numpy as np
 
 from eet_jax.config import DecoderConfig
 from eet_jax.masks import check_no_gaps
-from eet_jax.state import DecodeState
+from eet_jax.state import DecodeState, needed_and_free_pages
 from xla_ops import Limits, Sampling
 
 SMALLEST_PROMPT = 16
@@ -167,13 +167,10 @@ def _check_capacity(
 
 def _check_pages(state: DecodeState, lengths: np.ndarray) -> None:
     """Raises ValueError unless the state has the pages for rows of these lengths."""
-    table = np.asarray(state.page_table)
-    needed = -(-lengths // state.k.shape[3]) - np.count_nonzero(table, axis=1)
-    free = state.k.shape[1] - 1 - len(set(table.reshape(-1).tolist()) - {0})
-    if np.maximum(needed, 0).sum() > free:
+    needed, free = needed_and_free_pages(state, lengths)
+    if needed > free:
         raise ValueError(
-            f"prompts and max_new_tokens need {np.maximum(needed, 0).sum()} pages of the state, "
-            f"{free} are free"
+            f"prompts and max_new_tokens need {needed} pages of the state, {free} are free"
         )
 
 

@@ -63,9 +63,19 @@ class DecodeState:
         return self.page_table.shape[0]
 
     @property
+    def pages(self) -> int:
+        """Pages in the cache, including the reserved page 0."""
+        return self.k.shape[1]
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self.k.shape[3]
+
+    @property
     def capacity(self) -> int:
         """The most tokens a row can hold."""
-        return self.page_table.shape[1] * self.k.shape[3]
+        return self.page_table.shape[1] * self.page_size
 
     def fork(self, rows: Any) -> DecodeState:
         """A state whose row i continues this state's row rows[i]; this state is donated.
@@ -85,10 +95,10 @@ class DecodeState:
                 "init_state with a larger batch"
             )
         # Every row but the first of each source needs a page of its own for its partial page.
-        partial = np.asarray(self.lengths)[rows] % self.k.shape[3] != 0
+        partial = np.asarray(self.lengths)[rows] % self.page_size != 0
         copies = int(partial.sum()) - len(set(rows[partial].tolist()))
         lost = sorted(set(range(self.batch)) - set(rows.tolist()))
-        free = self.k.shape[1] - 1 - _pages_in_use(self, exclude=lost)
+        free = self.pages - 1 - _pages_in_use(self, exclude=lost)
         if copies > free:
             raise ValueError(f"fork needs {copies} free pages, got {free}: init_state(pages=...)")
         k, v, table, lengths = _fork(self.k, self.v, self.page_table, self.lengths, rows)
@@ -212,8 +222,7 @@ def reserve(state: DecodeState, lengths: jax.Array) -> DecodeState:
 
     Rows for which no page is left keep entries of 0, where ``decode_step`` answers with NaN.
     """
-    pages, page_size = state.k.shape[1], state.k.shape[3]
-    table = _assign(state.page_table, lengths, pages, page_size)
+    table = _assign(state.page_table, lengths, state.pages, state.page_size)
     return dataclasses.replace(state, page_table=table)
 
 
@@ -240,8 +249,16 @@ def _pages_in_use(state: DecodeState, exclude: list[int]) -> int:
     table, lengths = np.asarray(state.page_table), np.asarray(state.lengths)
     used: set[int] = set()
     for row in set(range(state.batch)) - set(exclude):
-        used |= set(table[row, : -(-int(lengths[row]) // state.k.shape[3])].tolist())
+        used |= set(table[row, : -(-int(lengths[row]) // state.page_size)].tolist())
     return len(used - {0})
+
+
+def needed_and_free_pages(state: DecodeState, lengths: np.ndarray) -> tuple[int, int]:
+    """How many more pages rows of ``lengths`` `[batch]` tokens need, and how many are free."""
+    table = np.asarray(state.page_table)
+    missing = -(-lengths // state.page_size) - np.count_nonzero(table, axis=1)
+    free = state.pages - 1 - len(set(table.reshape(-1).tolist()) - {0})
+    return int(np.maximum(missing, 0).sum()), free
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -41,7 +41,7 @@ def test_largest_batch(budget):
 
 def test_cache_of_a_token():
     state = init_state(CONFIG, 2, 64)
-    tokens = state.k.shape[1] * state.k.shape[3]
+    tokens = state.pages * state.page_size
     assert kv_bytes_per_token(CONFIG) * tokens == state.k.nbytes + state.v.nbytes
 
 

@@ -52,7 +52,7 @@ def test_directory_written_by_transformers(tmp_path, family):
     assert found["plan"] == numbers(eet_jax.plan(config, 1))
     state = eet_jax.init_state(config, 1)
     cache = state.k.nbytes + state.v.nbytes
-    assert found["kv_bytes_per_token"] * state.k.shape[1] * state.k.shape[3] == cache
+    assert found["kv_bytes_per_token"] * state.pages * state.page_size == cache
     assert found["plan"]["kv_bytes"] == cache
     assert found["plan"]["workspace_bytes"] == state.workspace.nbytes
     assert found["plan"]["residual_bytes"] == state.residual.nbytes

@@ -86,7 +86,7 @@ def held(state):
     lengths, table = np.asarray(state.lengths), np.asarray(state.page_table)
     rows = np.repeat(np.arange(len(lengths)), lengths)
     keys = np.concatenate([np.arange(length) for length in lengths])
-    page_size = state.k.shape[3]
+    page_size = state.page_size
     page, slot = table[rows, keys // page_size], keys % page_size
     return [np.asarray(cache).swapaxes(2, 3)[:, page, slot] for cache in (state.k, state.v)]
 
