@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eet_jax.plan import CHUNK_ALIGNMENT
+from eet_jax.plan import CHUNK_ALIGNMENT, round_up
 
 Chunk = Callable[[Any, int, Any], Any]
 
@@ -67,16 +67,16 @@ def chunk_size(tokens: int, limit: int) -> int:
         return tokens
 
     def size(chunks: int) -> int:
-        return min(limit, _multiple(-(-tokens // chunks), CHUNK_ALIGNMENT))
+        return min(limit, round_up(-(-tokens // chunks), CHUNK_ALIGNMENT))
 
     fewest = -(-tokens // limit)
-    return size(min(range(fewest, fewest + 4), key=lambda n: n * _multiple(size(n), _TILE_ROWS)))
+    return size(min(range(fewest, fewest + 4), key=lambda n: n * round_up(size(n), _TILE_ROWS)))
 
 
 def padded_tokens(packed: Packed, limit: int) -> int:
     """Tokens of all chunks of at most ``limit`` tokens together."""
     size = chunk_size(packed.size, limit)
-    return _multiple(packed.size, size) if size else 0
+    return round_up(packed.size, size) if size else 0
 
 
 def for_chunks(packed: Packed, limit: int, chunk: Chunk, carry: Any) -> Any:
@@ -88,8 +88,3 @@ def for_chunks(packed: Packed, limit: int, chunk: Chunk, carry: Any) -> Any:
         return chunk(0, size, carry)
     chunks = (packed.count + size - 1) // size
     return jax.lax.fori_loop(0, chunks, lambda i, carry: chunk(i * size, size, carry), carry)
-
-
-def _multiple(number: int, of: int) -> int:
-    """Rounds up."""
-    return -(-number // of) * of

@@ -147,20 +147,22 @@ def _chunk_tokens(
         residual = chunk * config.hidden_size * jnp.dtype(config.dtype).itemsize
         return residual + _workspace(config, batch, chunk, max_pages, page_size)
 
-    least = _aligned(batch)
+    least = round_up(batch, CHUNK_ALIGNMENT)
     minimum = activations(least)
     # Where a decode step needs all of the minimum, a little more makes far longer chunks.
     limit = max(DEFAULT_BUDGET, minimum + minimum // 4) if budget is None else budget
     if limit < minimum:
         raise BudgetError(f"activation_budget must be at least {minimum} bytes, got {limit}")
-    best = max(least, min(MAX_CHUNK, _aligned(batch * max_pages * page_size)))
+    most = round_up(batch * max_pages * page_size, CHUNK_ALIGNMENT)
+    best = max(least, min(MAX_CHUNK, most))
     while best > least and activations(best) > limit:
         best -= CHUNK_ALIGNMENT
     return best
 
 
-def _aligned(tokens: int) -> int:
-    return -(-tokens // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple of ``multiple`` that is not under ``number``."""
+    return -(-number // multiple) * multiple
 
 
 def _workspace(
