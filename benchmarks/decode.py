@@ -30,7 +30,7 @@ from rates import rates
 from transformers_decode import TransformersDecode
 
 import eet_jax
-from eet_jax.generation import CHUNK_STEPS
+from eet_jax.decode_loop import MAX_LOOP_STEPS
 
 PROGRAMS = ("eet_jax", "pure_jax", "python_loop", "transformers", "memory")
 """Ours; the fastest form of the baseline; its step called from Python; torch; only reading"""
@@ -136,7 +136,7 @@ def suits_transformers(row: Row) -> bool:
 
 def steps_per_loop(row: Row, loop_seconds: float) -> int:
     """As many as the floor lets fit; the cache's length stays a multiple of 8."""
-    unit = 2 * CHUNK_STEPS
+    unit = 2 * MAX_LOOP_STEPS
     floor = row.cost(row.context).floor_us()
     assert floor is not None
     fit = loop_seconds * 1e6 / (floor * row.share)

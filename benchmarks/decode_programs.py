@@ -16,7 +16,7 @@ from random_model import filled, rewound
 import eet_jax
 from eet_jax import DecoderConfig, requests
 from eet_jax.cli.bandwidth import CpuReader
-from eet_jax.generation import CHUNK_SIZES, _decode_chunk, _init_loop
+from eet_jax.decode_loop import TRIP_COUNTS, decode_steps, init_loop
 from xla_ops import Limits
 
 
@@ -28,7 +28,7 @@ class EetDecode:
     ) -> None:
         self.config, self.weights = config, weights
         self.start, self.steps = start, steps
-        self.chunk = next(size for size in CHUNK_SIZES if steps % size == 0)
+        self.trips = next(count for count in TRIP_COUNTS if steps % count == 0)
         sampling = requests.sampling(
             batch, 0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
         )
@@ -48,10 +48,10 @@ class EetDecode:
         return found
 
     def peak_bytes(self) -> int:
-        """Of a chunk of the loop, with everything that the state has leased."""
+        """Of one loop, with everything that the state has leased."""
         self.reset()
         arguments = (self.config, self.weights, self.carry, *self.options)
-        return device_bytes(_decode_chunk.lower(*arguments, steps=self.chunk).compile())
+        return device_bytes(decode_steps.lower(*arguments, steps=self.trips).compile())
 
     def reset(self) -> Any:
         """Rewinds the state; returns what to wait for."""
@@ -59,15 +59,15 @@ class EetDecode:
         tokens, lengths = np.zeros((batch, 1), np.int32), np.zeros(batch, np.int32)
         logits = jnp.zeros((batch, self.config.vocab_size))
         state = rewound(self.state, self.start)
-        self.carry = _init_loop(self.config, tokens, lengths, logits, state)
+        self.carry = init_loop(self.config, tokens, lengths, logits, state)
         self.state = self.carry.state
         return self.carry
 
     def run(self) -> Any:
-        """Runs chunk after chunk, as ``generate`` does; returns what to wait for."""
-        for _ in range(self.steps // self.chunk):
-            self.carry, out = _decode_chunk(
-                self.config, self.weights, self.carry, *self.options, steps=self.chunk
+        """Runs loop after loop, as ``generate`` does; returns what to wait for."""
+        for _ in range(self.steps // self.trips):
+            self.carry, out = decode_steps(
+                self.config, self.weights, self.carry, *self.options, steps=self.trips
             )
         self.state = self.carry.state
         return out

@@ -26,7 +26,7 @@ from shapes import MODELS
 
 import eet_jax
 from eet_jax import DecoderConfig
-from eet_jax.generation import CHUNK_STEPS
+from eet_jax.decode_loop import MAX_LOOP_STEPS
 from eet_jax.state import raise_failure
 
 
@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None, models: Mapping[str, Any]) -> argpars
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 3, 8, 16])
     parser.add_argument("--contexts", nargs="+", type=int, default=[1, 1000, 8192])
     parser.add_argument("--steps", type=int, default=100_000, help="of all cases, at least")
-    parser.add_argument("--run", type=int, default=32 * CHUNK_STEPS, help="steps of a run")
+    parser.add_argument("--run", type=int, default=32 * MAX_LOOP_STEPS, help="steps of a run")
     return parser.parse_args(argv)
 
 

@@ -61,7 +61,7 @@ def prefill(
     tokens, lengths = checked_prompt(config, tokens, lengths, state)
     weights = arrange(config, params)
     check_split(weights, state)
-    return _prefill(config, weights, tokens, lengths, state, implementation=implementation)
+    return run_prefill(config, weights, tokens, lengths, state, implementation=implementation)
 
 
 def decode_step(
@@ -136,7 +136,7 @@ def extend(
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="implementation", donate_argnums=4)
 @over_mesh(lambda state: (REPLICATED, state))
-def _prefill(
+def run_prefill(
     config: DecoderConfig,
     weights: Prepared,
     tokens: jax.Array,

@@ -1,10 +1,9 @@
-"""Generation: one prefill, then jit-compiled chunks of the decode loop."""
+"""Generation: one prefill, then jit-compiled loops of decode steps."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,24 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eet_jax import positions, requests
+from eet_jax import requests
 from eet_jax.config import DecoderConfig
-from eet_jax.decoder import _prefill, decode_embedded, row_limits
+from eet_jax.decode_loop import Loop, compile_loops, decode_steps, init_loop, trip_count
+from eet_jax.decoder import run_prefill
 from eet_jax.placement import replicated_sharding
 from eet_jax.pool import BufferPool
 from eet_jax.prepare import Prepared, arrange
 from eet_jax.requests import Request
-from eet_jax.state import DecodeState, check_status, init_state, raise_failure, reserve
-from eet_jax.tensor_parallel import REPLICATED, check_split, mesh_of, over_mesh
-from xla_ops import InputTables, Limits, Progress, Record, Sampling, Tokens, advance
-
-CHUNK_STEPS = 16
-"""The most tokens of a row between two looks of the host at who is done."""
-
-CHUNK_SIZES = (CHUNK_STEPS, 4, 1)
-"""Steps of the loops that are compiled: all of them together, so that ``max_new_tokens`` compiles
-nothing, and few of them. Their numbers are fixed, as a loop of any other kind makes the host wait
-for the GPU in every step."""
+from eet_jax.state import DecodeState, check_status, init_state, raise_failure
+from eet_jax.tensor_parallel import check_split, mesh_of
+from xla_ops import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +123,7 @@ def generate(
         repetition_penalty=repetition_penalty,
     )
     run = Run(config, arrange(config, params), request, sampling, pool=pool, state=state)
-    for _ in run.chunks():
+    for _ in run.arrivals():
         pass
     kept = run.logprobs if requests.wants_logprobs(logprobs) else None
     return Generation(
@@ -143,7 +135,7 @@ def generate(
 
 
 class Run:
-    """One generation under way; ``tokens`` and ``logprobs`` grow as ``chunks`` is iterated.
+    """One generation under way; ``tokens`` and ``logprobs`` grow as ``arrivals`` is iterated.
 
     ``watch(row, token)`` sees every token but the end of sequence, and ends its row by True.
     """
@@ -177,7 +169,7 @@ class Run:
             check_split(weights, state)
         self.state = state
 
-    def chunks(self) -> Iterator[None]:
+    def arrivals(self) -> Iterator[None]:
         """Prefills, then decodes; yields whenever tokens have arrived."""
         request = self.request
         if request.max_new_tokens == 0:
@@ -186,22 +178,22 @@ class Run:
         loop = self._start()
         device = next(iter(loop.state.k.devices()))
         small = replicated_sharding(loop.state.mesh, device)
-        # Once: host arrays would be copied to the device for every chunk.
+        # Once: host arrays would be copied to the device for every loop.
         options = jax.device_put((self.sampling, request.limits()), small)
         stopped = jax.device_put(np.zeros(request.batch, bool), small)
-        _compile_chunks(self.config, self.weights, loop, *options, stopped)
-        ahead = 1 if device.platform == "gpu" else 0  # busy while the host reads a chunk
+        compile_loops(self.config, self.weights, loop, *options, stopped)
+        ahead = 1 if device.platform == "gpu" else 0  # busy while the host reads results
         pending: collections.deque[Any] = collections.deque()
         steps = 0
         while not self.finished.all():
             while steps < request.max_new_tokens and len(pending) <= ahead:
-                size = _chunk_size(steps, request.max_new_tokens)
-                loop, out = _decode_chunk(
-                    self.config, self.weights, loop, *options, stopped, steps=size
+                count = trip_count(steps, request.max_new_tokens)
+                loop, out = decode_steps(
+                    self.config, self.weights, loop, *options, stopped, steps=count
                 )
                 self.state = loop.state
                 pending.append(out)
-                steps += size
+                steps += count
             ended = self._record(*pending.popleft())
             if ended.any():  # the loop remembers those before
                 stopped = jax.device_put(ended, small)
@@ -216,7 +208,7 @@ class Run:
 
     def _prefill(self) -> jax.Array:
         request = self.request
-        logits, self.state = _prefill(
+        logits, self.state = run_prefill(
             self.config, self.weights, request.tokens, request.lengths, self.state
         )
         return logits
@@ -224,14 +216,14 @@ class Run:
     def _start(self) -> Loop:
         logits = self._prefill()
         request = self.request
-        loop = _init_loop(self.config, request.tokens, request.lengths, logits, self.state)
+        loop = init_loop(self.config, request.tokens, request.lengths, logits, self.state)
         self.state = loop.state
         return loop
 
     def _record(
         self, tokens: jax.Array, logprobs: jax.Array, active: jax.Array, status: jax.Array
     ) -> np.ndarray:
-        """Files a chunk's results; returns the rows that a stop sequence or ``watch`` ended."""
+        """Appends what a loop drew; returns the rows that a stop sequence or ``watch`` ended."""
         raise_failure(int(status))
         new, scores, valid = np.asarray(tokens), np.asarray(logprobs), np.asarray(active)
         stopped = np.zeros(self.request.batch, bool)
@@ -252,125 +244,3 @@ class Run:
     def _watched(self, row: int) -> bool:
         token = self.tokens[row][-1]
         return self.watch is not None and token not in self.request.eos and self.watch(row, token)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """What the decode loop carries; donated from chunk to chunk."""
-
-    state: DecodeState
-    logits: jax.Array
-    """`[batch, vocab]` float32, of the token to sample next"""
-    seen: jax.Array
-    """`[batch, vocab]` bool, tokens of the row so far"""
-    generated: jax.Array
-    """`[batch]` int32"""
-    done: jax.Array
-    """`[batch]` bool"""
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
-@over_mesh(lambda state: Loop(state, REPLICATED, REPLICATED, REPLICATED, REPLICATED))
-def _init_loop(
-    config: DecoderConfig,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    logits: jax.Array,
-    state: DecodeState,
-) -> Loop:
-    """The loop's beginning, after prefill."""
-    batch, size = tokens.shape
-    real = jnp.arange(size) < lengths[:, None]
-    ids = jnp.where(real, tokens, config.vocab_size)
-    seen = jnp.zeros((batch, config.vocab_size), bool)
-    seen = seen.at[jnp.arange(batch)[:, None], ids].set(True, mode="drop")
-    return Loop(
-        state=state,
-        logits=logits,
-        seen=seen,
-        generated=jnp.zeros(batch, jnp.int32),
-        done=jnp.zeros(batch, bool),
-    )
-
-
-def _chunk_size(done: int, total: int) -> int:
-    """Steps after ``done`` of ``total``: what is left, and no more than has been, so that the first
-    tokens come early."""
-    most = min(max(done, 1), total - done)
-    return next(size for size in CHUNK_SIZES if size <= most)
-
-
-def _compile_chunks(*arguments: Any) -> None:
-    """Compiles ``_decode_chunk`` for all sizes, where that has not been done."""
-    for size in CHUNK_SIZES:
-        _decode_chunk.lower(*arguments, steps=size).compile()
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames="steps", donate_argnums=2)
-@over_mesh(lambda loop: (loop, REPLICATED))
-def _decode_chunk(
-    config: DecoderConfig,
-    weights: Prepared,
-    loop: Loop,
-    sampling: Sampling,
-    limits: Limits,
-    stopped: Any,
-    *,
-    steps: int = CHUNK_STEPS,
-) -> tuple[Loop, tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
-    """``steps`` tokens for every row; returns them `[steps, batch]`, with who was active, and the
-    state's status, which the loop donates to the next chunk.
-
-    ``stopped`` `[batch]` are rows that the host has ended.
-    """
-    loop = dataclasses.replace(loop, done=loop.done | stopped)
-    batch = loop.done.shape[0]
-    left = jnp.clip(limits.max_new_tokens - loop.generated, 0, steps)
-    left = jnp.where(loop.done, 0, left)
-    loop = dataclasses.replace(loop, state=reserve(loop.state, loop.state.lengths + left))
-    record = Record(
-        tokens=jnp.zeros((steps, batch), jnp.int32),
-        logprobs=jnp.zeros((steps, batch), jnp.float32),
-        active=jnp.zeros((steps, batch), bool),
-    )
-
-    def step(i: Any, carry: tuple[Loop, Record]) -> tuple[Loop, Record]:
-        tokens, loop, record = _next_tokens(config, weights, sampling, limits, i, *carry)
-        logits, state = decode_embedded(config, weights, tokens, loop.state)
-        return dataclasses.replace(loop, state=state, logits=logits), record
-
-    loop, record = jax.lax.fori_loop(0, steps, step, (loop, record))
-    return loop, (*record, loop.state.status[0])
-
-
-def _next_tokens(
-    config: DecoderConfig,
-    weights: Prepared,
-    sampling: Sampling,
-    limits: Limits,
-    step: Any,
-    loop: Loop,
-    record: Record,
-) -> tuple[Tokens, Loop, Record]:
-    """Draws and records a token for every row, and embeds it in the residual stream."""
-    state = loop.state
-    frequencies, rotary_scale = positions.rotary_frequencies(config)
-    tokens, progress, record, residual = advance(
-        loop.logits,
-        sampling,
-        step,
-        state.page_table,
-        limits,
-        InputTables(weights.embedding, weights.position_embedding, frequencies),
-        Progress(loop.seen, loop.generated, loop.done, state.lengths),
-        record,
-        state.residual,
-        **row_limits(config, state),
-        embedding_scale=config.embedding_scale,
-        rotary_scale=rotary_scale,
-    )
-    seen, generated, done, lengths = progress
-    state = dataclasses.replace(state, lengths=lengths, residual=residual)
-    loop = dataclasses.replace(loop, state=state, seen=seen, generated=generated, done=done)
-    return tokens, loop, record

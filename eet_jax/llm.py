@@ -127,7 +127,7 @@ class LLM:
 
     def _complete(self, ids: list[list[int]], **options: Any) -> list[str]:
         rows, run = self._run(ids, **options)
-        for _ in run.chunks():
+        for _ in run.arrivals():
             pass
         return [row.finish() for row in rows]
 
@@ -205,7 +205,7 @@ def chat_tokenizer(directory: Path) -> Any:
 
 
 def _pieces(row: TextRow, run: Run) -> Iterator[str]:
-    for _ in run.chunks():
+    for _ in run.arrivals():
         if piece := row.take():
             yield piece
     row.finish()

@@ -12,7 +12,7 @@ import numpy_decoder
 from test_decoder_options import pad, random_params
 
 import eet_jax
-from eet_jax.decoder import _decode_step, _prefill
+from eet_jax.decoder import _decode_step, run_prefill
 
 AXIS = "model"
 STEPS = 2
@@ -77,6 +77,6 @@ def compiled_calls(config: eet_jax.DecoderConfig, mesh: jax.sharding.Mesh) -> di
     state = eet_jax.init_state(config, 2, mesh=mesh)
     tokens, lengths = np.zeros((2, 40), np.int32), np.full(2, 40, np.int32)
     return {
-        "prefill": _prefill.lower(config, weights, tokens, lengths, state).compile(),
+        "prefill": run_prefill.lower(config, weights, tokens, lengths, state).compile(),
         "decode": _decode_step.lower(config, weights, lengths, state).compile(),
     }

@@ -80,8 +80,8 @@ def test_any_number_of_new_tokens(params, greedy, count):
 
 @pytest.mark.parametrize("count", [1, 5, 16, 40])
 def test_the_loop_runs_the_steps_asked_for(params, count):
-    loop = mock.Mock(wraps=generation._decode_chunk)
-    with mock.patch.object(generation, "_decode_chunk", loop):
+    loop = mock.Mock(wraps=generation.decode_steps)
+    with mock.patch.object(generation, "decode_steps", loop):
         eet_jax.generate(CONFIG, params, PROMPTS, max_new_tokens=count)
     steps = [call.kwargs["steps"] for call in loop.call_args_list]
     assert sum(steps) == count
@@ -96,10 +96,11 @@ def test_options_are_copied_to_the_device_once(params):
     sampling = requests.sampling(
         3, 0, temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1
     )
-    chunks = generation.Run(CONFIG, eet_jax.prepare(CONFIG, params), request, sampling).chunks()
-    next(chunks)
+    run = generation.Run(CONFIG, eet_jax.prepare(CONFIG, params), request, sampling)
+    arrivals = run.arrivals()
+    next(arrivals)
     with jax.transfer_guard_host_to_device("disallow"):
-        assert len(list(chunks)) > 1
+        assert len(list(arrivals)) > 1
 
 
 def test_nothing_new_is_compiled(params):

@@ -14,6 +14,7 @@ FLOORS = [
     {"__main__", "cli"},
     {"installation", "llm"},
     {"text", "generation", "requests", "pretrained"},
+    {"decode_loop"},
     {"linen", "nnx", "module_call", "forward"},
     {"decoder", "layers", "embed_and_head", "positions"},
     {"arguments", "packing"},

@@ -23,7 +23,7 @@ from test_decoder_options import random_params
 
 import eet_jax
 import xla_ops
-from eet_jax import generation, persistent, requests, state
+from eet_jax import decode_loop, generation, persistent, requests, state
 from eet_jax.config import DecoderConfig
 from eet_jax.decoder import decode_active
 from eet_jax.forward import forward
@@ -256,15 +256,15 @@ def test_the_loop_is_two_calls_a_step(weights, batch):
     """On the GPU nothing else is computed but the loop's counter."""
     state = init_state(CONFIG, batch)
     prompts = np.ones((batch, 16), np.int32), np.full(batch, 16)
-    loop = generation._init_loop(CONFIG, *prompts, jnp.zeros((batch, CONFIG.vocab_size)), state)
+    loop = decode_loop.init_loop(CONFIG, *prompts, jnp.zeros((batch, CONFIG.vocab_size)), state)
     sampling = requests.sampling(
         batch, 0, temperature=1.0, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.1
     )
     limits = Limits(np.int32(9), np.full(requests.MAX_EOS, -1, np.int32))
     given = (weights, loop, sampling, limits, np.zeros(batch, bool))
-    chunk = functools.partial(generation._decode_chunk, CONFIG, steps=4)
-    assert custom_calls(chunk, *given, platform="cuda") == ["eet_advance", "eet_decode_step"]
-    text = jax.jit(chunk).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    steps = functools.partial(decode_loop.decode_steps, CONFIG, steps=4)
+    assert custom_calls(steps, *given, platform="cuda") == ["eet_advance", "eet_decode_step"]
+    text = jax.jit(steps).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
     (body,) = re.findall(r"^ *} do {\n(.*?stablehlo\.return)", text, re.MULTILINE | re.DOTALL)
     ops = collections.Counter(operations(text, body))
     assert ops == {"stablehlo.custom_call": 2, "stablehlo.add": 2}  # XLA finds one add enough
@@ -287,15 +287,15 @@ def operations(text, body):
 
 
 def test_generation_raises_when_a_step_is_given_up(weights, monkeypatch):
-    real = generation._decode_chunk
+    real = decode_loop.decode_steps
     sizes = []
 
-    def chunk(*arguments, steps):
+    def failing(*arguments, steps):
         loop, (*out, status) = real(*arguments, steps=steps)
         sizes.append(steps)
         return loop, (*out, jnp.maximum(status, GIVEN_UP if len(sizes) > 2 else 0))
 
-    monkeypatch.setattr(generation, "_decode_chunk", mock.Mock(wraps=real, side_effect=chunk))
+    monkeypatch.setattr(generation, "decode_steps", failing)
     with pytest.raises(RuntimeError, match=MESSAGE):
         eet_jax.generate(CONFIG, weights, [[1], [2]], max_new_tokens=40)
     assert len(sizes) < 6

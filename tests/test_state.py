@@ -12,7 +12,7 @@ import pytest
 
 import eet_jax
 from eet_jax.config import DecoderConfig
-from eet_jax.decoder import _prefill, decode_active
+from eet_jax.decoder import decode_active, run_prefill
 from eet_jax.forward import forward as forward_all
 from eet_jax.params import init_params
 from eet_jax.state import reserve
@@ -173,7 +173,7 @@ def test_prefill_keeps_no_activations_beside_the_state(layers):
     )
     state = eet_jax.init_state(config, 2, pages=100, activation_budget=4 << 20)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 32768), (2,))]
-    compiled = _prefill.lower(config, weights, *shapes, state).compile()
+    compiled = run_prefill.lower(config, weights, *shapes, state).compile()
     table = 4 * config.rotary_size * state.residual.shape[0]
     assert compiled.memory_analysis().temp_size_in_bytes < 40 * 2 * 32768 + table
 

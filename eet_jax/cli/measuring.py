@@ -114,12 +114,12 @@ def measure(
 
 
 def _arrivals(config: DecoderConfig, weights: Prepared, request: Request) -> list[float]:
-    """Seconds after which each chunk of tokens arrived, and after which all was done."""
+    """Seconds after which tokens arrived, each time, and after which all was done."""
     sampling = requests.sampling(
         request.batch, 0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
     )
     start = time.perf_counter()
     run = Run(config, weights, request, sampling)
-    arrivals = [time.perf_counter() - start for _ in run.chunks()]
+    arrivals = [time.perf_counter() - start for _ in run.arrivals()]
     jax.block_until_ready(run.state.lengths)
     return [*arrivals, time.perf_counter() - start]
