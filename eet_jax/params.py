@@ -31,8 +31,6 @@ import jax.numpy as jnp
 
 from eet_jax.config import DecoderConfig
 
-VERSION = 1
-
 Params = dict[str, Any]
 
 
