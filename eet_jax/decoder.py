@@ -38,7 +38,7 @@ def prefill(
 ) -> tuple[jax.Array, DecodeState]:
     """Appends tokens to every row and returns the logits that follow the last of each.
 
-    The prompt is worked off in chunks whose activations fit the state's workspace, whatever its
+    The prompt is processed in chunks whose activations fit the state's workspace, whatever its
     length. Rows that hold tokens already are extended.
 
     Args:

@@ -12,10 +12,13 @@ from eet_jax.params import param_count
 from xla_ops import LayerOptions, workspace_bytes
 
 PAGE_SIZE = 64
-"""Tokens of a cache page: 16 KiB of keys at head_dim 128 in 16 bits, one bulk copy."""
+"""Tokens of a cache page: a multiple of every kernel's key tile but that of prefill's attention on
+Hopper, which copies its larger tiles in pieces of pages."""
 
 CHUNK_ALIGNMENT = 64
-"""Prefill chunks are multiples of this many tokens, the tile of the attention kernel."""
+"""Prefill chunks are multiples of this many tokens: the rows that four warps multiply at once.
+Tiles of products and of attention are one to four times as many, those of float32's attention half
+as many; but the least budget holds one such chunk, so it is not the largest tile."""
 
 DEFAULT_BUDGET = 256 * 2**20
 MAX_CHUNK = 8192
@@ -40,7 +43,7 @@ class Plan:
     kv_bytes: int
     """Of the keys and values of all layers and pages"""
     workspace_bytes: int
-    """Of the activations inside a layer"""
+    """Bytes of prefill's activations or of the decode step's exchange, whichever are more"""
     residual_bytes: int
     """Of the residual stream of a prefill chunk"""
     chunk_tokens: int

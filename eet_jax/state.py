@@ -45,7 +45,7 @@ class DecodeState:
     residual: jax.Array
     """`[chunk tokens, hidden]`, the residual stream of a prefill chunk"""
     workspace: jax.Array
-    """`[bytes]` uint8, the activations inside a layer"""
+    """`[bytes]` uint8, for prefill's activations and for the decode step's exchange"""
     status: jax.Array
     """`[1]` int32, 0 unless a decode step was given up (``check_status``)"""
     pooled: bool = dataclasses.field(default=False, metadata={"static": True})

@@ -81,7 +81,7 @@ class KvCache(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What the tokens of a call are: those of one row follow each other."""
+    """The tokens of one call, packed: a row's tokens are contiguous."""
 
     rows: jax.Array
     """`[tokens]` int32, the batch row of each token, -1 for none"""

@@ -35,7 +35,7 @@ def mlp(
         down_bias: `[hidden]`.
         residual: `[..., hidden]`, added to the result.
         activation: as in ``linear``.
-        gated: which of the two.
+        gated: whether ``up_kernel`` also holds the gate.
         path: as in ``linear``.
         implementation: None or "native" for the kernels, "reference" for plain JAX.
 
