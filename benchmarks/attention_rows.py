@@ -53,7 +53,7 @@ class Row:
 
     @property
     def cost(self) -> Cost:
-        """Of what is seen: two products over half of each prompt's square."""
+        """Arithmetic over what is seen: two products over half of each prompt's square."""
         squares = sum(length**2 for length in self.prompts)
         return Cost(attention=2 * squares * self.head_dim * self.heads)
 
@@ -118,7 +118,7 @@ class Inputs:
             self.functions = {OURS: (_DENSE, operands), baseline(): (theirs, operands)}
 
     def errors(self, name: str) -> dict[str, float]:
-        """Of a program against the reference: the largest, and the norm relative to its norm."""
+        """A program's errors against the reference: the largest, and their norm over its norm."""
         function, operands = self.functions[name]
         out = self._unpack(jax.jit(function)(*operands))
         largest, squares, norm = 0.0, 0.0, 0.0

@@ -22,7 +22,7 @@ class Baseline:
         self._made: dict[str, Weights] = {}
 
     def weights(self, form: Form) -> Weights:
-        """Of all layers."""
+        """The weights of all layers."""
         if form.kernels not in self._made:
             self._made[form.kernels] = pure_jax.make_weights(self.config, self._params, form)
         return self._made[form.kernels]

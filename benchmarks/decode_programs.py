@@ -37,7 +37,7 @@ class EetDecode:
         self.state = filled(eet_jax.init_state(config, batch, start + steps), start)
 
     def seconds(self) -> float:
-        """Of all steps.
+        """Seconds of all steps.
 
         Raises:
             RuntimeError: if it did not take all steps.
@@ -48,7 +48,7 @@ class EetDecode:
         return found
 
     def peak_bytes(self) -> int:
-        """Of one loop, with everything that the state has leased."""
+        """Device memory of one loop, with everything that the state has leased."""
         self.reset()
         arguments = (self.config, self.weights, self.carry, *self.options)
         return device_bytes(decode_steps.lower(*arguments, steps=self.trips).compile())
@@ -92,11 +92,11 @@ class PureJaxDecode:
         self.cache = pure_jax_decode.make_cache(baseline.config, batch, start + steps, form)
 
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return timed(self._run)
 
     def peak_bytes(self) -> int:
-        """Of the loop."""
+        """Device memory of the loop."""
         return device_bytes(pure_jax_decode.decode.lower(*self._arguments()).compile())
 
     def _run(self) -> Any:
@@ -119,15 +119,15 @@ class PythonLoop:
 
     @property
     def steps(self) -> int:
-        """Of a run."""
+        """Steps of a run."""
         return len(self.positions)
 
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return timed(self._run)
 
     def peak_bytes(self) -> int:
-        """Of one step."""
+        """Device memory of one step."""
         arguments = (*self.fixed, self.tokens, self.cache, self.positions[0])
         return device_bytes(pure_jax_decode.decode_step.lower(*arguments).compile())
 
@@ -148,8 +148,8 @@ class ReadMemory:
         self._reader = CpuReader(size)
 
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return timed(lambda: [self._reader.read() for _ in range(self.steps)])
 
     def peak_bytes(self) -> None:
-        """Of no interest."""
+        """None: it is of no interest."""

@@ -41,7 +41,7 @@ class Row:
         return self.config.num_layers if self.per_layer else 1
 
     def cost(self, context: float) -> Cost:
-        """Of a step, or of a step and layer."""
+        """What a step costs, or a step's part in one layer."""
         return Cost(read=step_read_bytes(self.config, self.batch, context)) / self.share
 
 

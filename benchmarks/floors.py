@@ -130,7 +130,7 @@ def _digits(value: float) -> float:
 
 
 def prefill_cost(config: DecoderConfig, batch: int, length: int) -> Cost:
-    """Of prompts of one length, of whose last token logits are asked for.
+    """What prefill costs for prompts of one length, with logits of their last tokens.
 
     A query sees half of the keys on average. The cache is written, all else is small.
     """

@@ -22,7 +22,7 @@ class Program(Protocol):
 
     @property
     def steps(self) -> int:
-        """Of which one run consists."""
+        """Steps of one run."""
 
     def seconds(self) -> float:
         """Does it once more, and says how long that took."""
@@ -145,11 +145,11 @@ class Repeated:
         self.operands, self.carry = tuple(operands), carry
 
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return timed(self._run)
 
     def peak_bytes(self) -> int:
-        """Of the loop."""
+        """Device memory of the loop."""
         return device_bytes(_loop.lower(*self._arguments()).compile())
 
     def _run(self) -> Any:

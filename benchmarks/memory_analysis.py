@@ -45,7 +45,7 @@ def ours(row: Row, budget: int | None) -> dict[str, int]:
 
 
 def pure_jax_bytes(row: Row, form: Form) -> dict[str, int]:
-    """Of the baseline's whole prefill, and of one of its layers beyond input and output.
+    """Bytes of the baseline's whole prefill, and of one of its layers beyond input and output.
 
     Raises:
         ValueError: if it keeps scores larger than XLA's compiler for CPUs can take.

@@ -42,7 +42,7 @@ class Row:
 
     @property
     def cost(self) -> Cost:
-        """Of the whole prefill."""
+        """What the whole prefill costs."""
         return prefill_cost(self.config, self.batch, self.length)
 
     @property

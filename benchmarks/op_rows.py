@@ -24,7 +24,7 @@ from xla_ops._linear import MAX_DECODE_ROWS, activate
 
 HIDDEN_SIZES = (1024, 4096, 12288, 16384, 65536)
 ELEMENTS = 1 << 27
-"""Of the tensors that element-wise kernels read and write, 256 MiB in 16 bits"""
+"""Elements of the tensors that element-wise kernels read and write, 256 MiB in 16 bits"""
 
 COPY = Target(floors=1 / 0.9)
 """Nine tenths of the rate at which memory is copied"""
@@ -288,7 +288,7 @@ def _bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _products(rows: int, weights: int, dtype: str) -> Cost:
-    """Of few rows the weights' bytes, of many the arithmetic."""
+    """What products cost: few rows the weights' bytes, many the arithmetic too."""
     read = weights * jnp.dtype(dtype).itemsize
     few = rows <= MAX_DECODE_ROWS
     return Cost(read=read, products=0 if few else 2 * rows * weights)

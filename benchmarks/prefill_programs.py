@@ -64,7 +64,7 @@ class EetPrefill(Repeated):
         )
 
     def seconds(self) -> float:
-        """Of all steps.
+        """Seconds of all steps.
 
         Raises:
             RuntimeError: unless the state holds the prompts, and logits are finite.
@@ -133,8 +133,8 @@ class MultiplyOnly:
         self._program = program(multiply)
 
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return self._program.seconds() * self._scale
 
     def peak_bytes(self) -> None:
-        """Of no interest."""
+        """None: it is of no interest."""

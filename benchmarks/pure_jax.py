@@ -152,7 +152,7 @@ def logits(config: DecoderConfig, form: Form, weights: Weights, x: jax.Array) ->
 
 
 def linear(form: Form, w: Weights, x: jax.Array) -> jax.Array:
-    """Of ``x`` `[..., in]`, with the bias if there is one."""
+    """The product of ``x`` `[..., in]` and a kernel, with the bias if there is one."""
     y = x @ (w["kernel"] if form.kernels == "in_out" else w["kernel"].T)
     return y + w["bias"] if "bias" in w else y
 

@@ -15,7 +15,8 @@ from eet_jax import DecoderConfig
 from eet_jax.positions import rotary_table
 
 SEQUENCE_AXIS = {"einsum": 2, "xla": 1, "cudnn": 1}
-"""Of the cache `[batch, kv_heads, max_seq_len, head_dim]`, or with the two middle axes swapped."""
+"""The axis of the sequence in the cache `[batch, kv_heads, max_seq_len, head_dim]`, or with the two
+middle axes swapped."""
 
 
 def forms(config: DecoderConfig) -> list[Form]:
@@ -107,7 +108,7 @@ def _attention(
 def attend(
     attention: str, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, scale: float
 ) -> jax.Array:
-    """Of one query per row `[batch, heads, head_dim]` over the first ``lengths`` `[batch]` keys."""
+    """Attention of one query per row `[batch, heads, head_dim]` over the first ``lengths`` keys."""
     batch, heads, head_dim = q.shape
     if attention != "einsum":
         return jax.nn.dot_product_attention(

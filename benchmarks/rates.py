@@ -23,7 +23,7 @@ _RUNS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Of one device, per second.
+    """What one device does per second.
 
     Args:
         read: bytes, where nothing is written.

@@ -63,7 +63,7 @@ def size(count: float | None) -> str:
 
 
 def rate(found: dict[str, Any]) -> str:
-    """Of arithmetic or of memory."""
+    """The rate of arithmetic or of memory."""
     for key, units in (("tflops", "FLOP/s"), ("terabytes_per_second", "B/s")):
         if key in found:
             value = found[key]

@@ -17,7 +17,7 @@ EET_HIDDEN_SIZES = (1024, 2048, 4096, 12288)
 EET_BATCH = 4
 EET_PROMPTS = (128, 512, 896)
 EET_TOTAL = 1024
-"""Of the requests that EET and FasterTransformer published: tokens of prompt, and in all"""
+"""The requests that EET and FasterTransformer published: tokens of prompt, and in all"""
 
 
 def gpt2(

@@ -57,7 +57,7 @@ class TransformersDecode:
         self.seconds()  # the longest first: the static cache is kept for shorter ones
 
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return timed(lambda: self._generate(1 + self.steps)) - timed(lambda: self._generate(1))
 
     def peak_bytes(self) -> int | None:

@@ -17,7 +17,7 @@ from eet_jax.prepare import Prepared, arrange
 from xla_ops import AttentionWeights, MlpWeights, attention, linear, mlp, rms_norm, rotary
 
 PATH = "prefill"
-"""Of all products, however few tokens there are: a row's bits do not depend on their number"""
+"""The path of all products, however few tokens: a row's bits do not depend on their number"""
 
 
 def forward(

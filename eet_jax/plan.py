@@ -39,19 +39,19 @@ class Plan:
     """
 
     weight_bytes: int
-    """Of all parameters in ``config.dtype``"""
+    """Bytes of all parameters in ``config.dtype``"""
     kv_bytes: int
-    """Of the keys and values of all layers and pages"""
+    """Bytes of the keys and values of all layers and pages"""
     workspace_bytes: int
     """Bytes of prefill's activations or of the decode step's exchange, whichever are more"""
     residual_bytes: int
-    """Of the residual stream of a prefill chunk"""
+    """Bytes of the residual stream of a prefill chunk"""
     chunk_tokens: int
     """The most tokens of a prefill chunk"""
     pages: int
-    """Of the cache, with the first, which is nobody's"""
+    """Pages in the cache, including the reserved page 0"""
     max_pages: int
-    """Of a row, in the page table"""
+    """Pages of a row in the page table"""
 
     @property
     def activation_bytes(self) -> int:
@@ -93,7 +93,7 @@ def plan(
     max_pages = -(-max_seq_len // page_size)
     pages = 1 + batch * max_pages if pages is None else pages
     if pages < 2:
-        raise ValueError(f"pages must be at least 2, the first is nobody's, got {pages}")
+        raise ValueError(f"pages must be at least 2, page 0 is reserved, got {pages}")
     chunk = _chunk_tokens(config, batch, max_pages, page_size, activation_budget)
     page_bytes = config.num_kv_heads * page_size * config.head_dim * itemsize
     return Plan(

@@ -22,7 +22,7 @@ _LIBRARIES = {"cpu": "cpu", "gpu": "cuda"}
 """The native library of each JAX platform."""
 
 DEFAULT_SHARE = {"cpu": 0.75, "gpu": 0.9}
-"""Of a device's memory, the default pool's capacity."""
+"""The share of a device's memory that the default pool may take."""
 
 _DLPACK_CODES = {
     **dict.fromkeys(("int8", "int16", "int32", "int64"), 0),

@@ -31,9 +31,9 @@ class Prepared:
     position_embedding: jax.Array | None
     """`[max_seq_len, hidden]`"""
     attention: AttentionWeights
-    """Of all layers"""
+    """Weights of all layers"""
     mlp: MlpWeights
-    """Of all layers"""
+    """Weights of all layers"""
     final_scale: jax.Array
     """`[hidden]`"""
     final_bias: jax.Array | None
@@ -167,7 +167,7 @@ class _PairedHeads:
         return np.concatenate([pairs, np.arange(2 * half, self.config.head_dim)])
 
     def __call__(self, scale: jax.Array) -> jax.Array:
-        """Of `[layers, head_dim]`."""
+        """A scale `[layers, head_dim]`, its dimensions in that order."""
         return scale[:, self.order()]
 
 
@@ -178,7 +178,7 @@ class _GroupedQkv:
     config: DecoderConfig
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Of `[layers, heads * head_dim, ...]` kernels or biases."""
+        """Kernels or biases `[layers, heads * head_dim, ...]`, grouped."""
         c = self.config
         order = _PairedHeads(c).order()
         heads = [leaf.reshape(c.num_layers, c.num_kv_heads, -1, c.head_dim, *leaf.shape[2:])

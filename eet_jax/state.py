@@ -35,7 +35,7 @@ class DecodeState:
     """
 
     k: jax.Array
-    """`[layers, pages, kv_heads, page_size, head_dim]`; page 0 is nobody's"""
+    """`[layers, pages, kv_heads, page_size, head_dim]`; page 0 is reserved"""
     v: jax.Array
     """As ``k``"""
     page_table: jax.Array

@@ -47,7 +47,7 @@ class Case:
     bias: bool = False
     qk_norm: bool = False
     pairs: int = 8
-    """Of the rotary table, 0 for none."""
+    """Pairs of the rotary table, 0 for none."""
     alibi: bool = False
     hidden: int = 24
     kv_heads: int = 2

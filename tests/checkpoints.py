@@ -108,7 +108,7 @@ GPT2: dict[str, Any] = SMALL | {
 
 
 def random_params(config: DecoderConfig, *, seed: int = 0, scale: float = 1.0) -> Params:
-    """Of the usual sizes, with norms and biases that matter. In numpy, which compiles nothing.
+    """Parameters of the usual sizes, with norms and biases that matter. In numpy: no compiling.
 
     The head, and so the logits, are multiplied by ``scale``.
     """

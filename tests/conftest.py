@@ -23,7 +23,7 @@ settings.load_profile("repository")
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# Of a result in that dtype against float64, relative to the magnitude of the terms summed.
+# The error of a result against float64, at most, relative to the magnitude of the terms summed.
 TOLERANCE = {"float32": 2e-6, "bfloat16": 8e-3, "float16": 1e-3}
 
 

@@ -24,7 +24,7 @@ groups = st.tuples(st.integers(1, 3), st.sampled_from((1, 2, 3, 4, 8)))
 """KV heads, and heads that share one."""
 
 lengths = st.integers(0, 70) | st.integers(120, 140)
-"""Of a row of the cache: empty, short, around a tile of keys and beyond one."""
+"""Lengths of a row of the cache: empty, short, around a tile of keys and beyond one."""
 
 
 def spread(rng: np.random.Generator, sizes: list[int], total: int) -> list[np.ndarray]:

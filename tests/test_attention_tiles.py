@@ -142,7 +142,7 @@ def make_cache(rng, batch, keys, page_size, head_dim, dtype):
 
 
 def hide_unseen(k, v, table, rows, positions, window):
-    """NaN in all slots that no token may see, and in all pages of nobody."""
+    """NaN in all slots that no token may see, and in all pages of no row."""
     page_size = k.shape[3]
     seen = np.zeros((k.shape[1], page_size), bool)
     for row, position in zip(rows, positions, strict=True):

@@ -284,7 +284,7 @@ def test_programs_of_an_op_agree(row):
         program.seconds()
         results[name] = jax.tree.leaves(program.carry)
     ours = results.pop("eet_jax")
-    if row.op == "kv_append":  # pages after the first, which is nobody's
+    if row.op == "kv_append":  # pages after the reserved one
         ours = [jnp.swapaxes(x[0, 1:], 1, 2).reshape(-1, *x.shape[2::2]) for x in ours]
     for theirs in results.values():
         if row.op == "attention_block":  # the caches differ in their order

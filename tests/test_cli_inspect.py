@@ -69,7 +69,7 @@ def test_options():
 
 
 def memory_bytes():
-    """Of JAX's default device, as the operating system or the driver's tool has it."""
+    """Memory of JAX's default device, as the operating system or the driver's tool has it."""
     if jax.default_backend() == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]

@@ -25,7 +25,7 @@ def any_logits(rng, rows, vocab):
 
 
 def any_options(rng, rows, vocab):
-    """Of each row, each option at its default more often than not."""
+    """Options of each row, each at its default more often than not."""
     options = {
         "temperature": rng.choice((0.0, 0.05, 0.7, 4.0), rows),
         "top_k": rng.integers(-1, vocab + 2, rows),

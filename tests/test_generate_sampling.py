@@ -37,7 +37,7 @@ def assert_is_the_loops(config, params, prompt, tokens, logprobs, seed, options)
     """Checks a row token by token: each is the draw from the logits after all that came before."""
     key = np.asarray([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
     row = list(prompt)
-    # Of a causal decoder, one pass has the logits after each token of the row.
+    # One pass of a causal decoder has the logits after each token of the row.
     logits = numpy_decoder.logits(config, params, prompt + tokens)[len(prompt) - 1 :]
     for here, token, logprob in zip(logits, tokens, logprobs, strict=False):
         seen = np.isin(np.arange(config.vocab_size), row)

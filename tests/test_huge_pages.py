@@ -17,7 +17,7 @@ POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def huge_bytes(address: int) -> int:
-    """Of the mapping around an address, what lies in huge pages."""
+    """Bytes of the mapping around an address that lie in huge pages."""
     inside = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):

@@ -130,7 +130,7 @@ def attention_reference(
         visible &= j <= p
     if window is not None:
         visible &= j > p - window
-    # Memory that nobody has written may hold NaN, which a weight of zero does not hide.
+    # Memory that was never written may hold NaN, which a weight of zero does not hide.
     seen = jnp.any(visible, axis=2)[:, 0, :, None, None]
     k, v = jnp.where(seen, k, 0), jnp.where(seen, v, 0)
     grouped = q.reshape(batch, query_len, kv_heads, group, head_dim)

@@ -12,7 +12,7 @@ WAIT_LIMIT = 2_000_000
 """Microseconds that a part of a step waits for another before the step is given up."""
 
 COMPUTE_CAPABILITY = "9.0"
-"""Of the GPUs that the kernel is for."""
+"""The compute capability of the GPUs that the kernel is for."""
 
 # What a status says, as in csrc/ops/decode_step.h and decode_step_block.cuh.
 PHASES = ("qkv", "partials", "attended", "attention_out", "up", "down")

@@ -73,7 +73,7 @@ def kv_append_reference(
     placed = (rows >= 0) & (rows < batch) & (positions >= 0) & (positions < max_pages * page_size)
     row, entry = jnp.where(placed, rows, 0), jnp.where(placed, positions // page_size, 0)
     page = page_table.at[row, entry].get(mode="fill", fill_value=0)
-    # Page 0 is nobody's; the scatter drops page `pages`, which does not exist.
+    # Page 0 is reserved; the scatter drops page `pages`, which does not exist.
     page = jnp.where(placed & (page > 0) & (page < pages), page, pages)
     slot = positions % page_size
     k = k.at[layer, page, :, slot].set(k_new, mode="drop")

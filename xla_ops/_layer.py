@@ -70,7 +70,7 @@ class HeadWeights(NamedTuple):
 
 
 class KvCache(NamedTuple):
-    """Keys and values in pages. Page 0 is nobody's: what is written there is lost."""
+    """Keys and values in pages. Page 0 is reserved: what is written there is lost."""
 
     k: jax.Array
     """`[layers, pages, kv_heads, page_size, head_dim]`"""
@@ -107,11 +107,11 @@ class LayerOptions:
         parallel_residual: both blocks read the layer's input.
         decode: one token per row: weights are read at bandwidth, keys split over the GPU.
         pooled: on the GPU, raise unless the cache and the workspace lie in a ``BufferPool``.
-        consecutive: the call in front was that of the layer before, and this one takes its results:
-            the stream, the cache and the workspace, for the same tokens, arrays of weights and
-            options. So weights are there already, and are read before that call has ended; and
+        consecutive: the preceding call was that of the layer before, and this one takes its
+            results: the stream, the cache and the workspace, for the same tokens, arrays of weights
+            and options. So weights are there already, and are read before that call has ended; and
             ``decoder_layer`` may find in the workspace what it leaves of its own for the next norm.
-            Without such a call in front the results are wrong.
+            Without such a preceding call the results are wrong.
 
     Raises:
         ValueError: for names that are unknown and numbers out of range.

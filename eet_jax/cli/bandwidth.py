@@ -26,7 +26,7 @@ def read_bandwidth() -> float:
 
 
 def _gpu_seconds() -> float:
-    """Of summing rows, which reads everything once and writes next to nothing."""
+    """Seconds of summing rows, which reads everything once and writes next to nothing."""
     data = jnp.zeros((2**14, SIZE // 2**16), jnp.int32)
     row_sums = jax.jit(lambda data: jnp.sum(data, axis=1))
     return _best(lambda: [row_sums(data) for _ in range(PASSES)]) / PASSES

@@ -76,7 +76,7 @@ class Measurement:
 
     @property
     def percent_of_floor(self) -> float:
-        """Of a step's time, what reading memory must take: 100 is the floor itself."""
+        """The share of a step's time that reading memory must take: 100 is the floor itself."""
         return 100 * self.floor_seconds / self.step_seconds
 
 

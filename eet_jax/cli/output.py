@@ -18,7 +18,7 @@ PATIENCE = 1.0
 
 
 def stdout() -> Console:
-    """Of this moment, as tests and shells replace the streams."""
+    """A console on this moment's stream, as tests and shells replace the streams."""
     return Console(soft_wrap=True, highlight=False)
 
 
