@@ -34,7 +34,7 @@ def test_what_is_counted(monkeypatch):
             self.state = types.SimpleNamespace(lengths=jnp.zeros(1))
             runs.append(request)
 
-        def chunks(self):
+        def arrivals(self):
             pair = (len(runs) - 1) // 2
             factor = 10.0 if pair < measuring.WARM_UPS or pair == measuring.WARM_UPS + 1 else 1.0
             now[0] += 2.0 * factor
