@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/launch.cuh"
+#include "core/round.h"
 #include "core/row.cuh"
 #include "core/streamed_row.cuh"
 
@@ -12,7 +13,7 @@ namespace eet {
 // Calls launch.operator()<Row>(shape) with a block for each row.
 template <class Row, typename F>
 void DispatchBlockPerRow(int64_t rows, int64_t threads, const F& launch) {
-  threads = std::min<int64_t>((threads + kWarpSize - 1) / kWarpSize * kWarpSize, kRowThreads);
+  threads = std::min<int64_t>(RoundUp(threads, kWarpSize), kRowThreads);
   launch.template operator()<Row>(
       LaunchShape{.grid = dim3(unsigned(rows)), .block = dim3(unsigned(threads))});
 }
@@ -38,7 +39,7 @@ void DispatchRow(const RowOperands<T>& operands, const F& launch) {
   if (packs <= 128) return DispatchBlockPerRow<RegisterRow<T, 1>>(rows, packs, launch);
   if (packs <= 512) return DispatchBlockPerRow<RegisterRow<T, 2>>(rows, (packs + 1) / 2, launch);
   if (packs <= kRegisterPacks) {
-    const int64_t threads = (packs + kRowPacks - 1) / kRowPacks;
+    const int64_t threads = CeilDiv(packs, kRowPacks);
     return DispatchBlockPerRow<RegisterRow<T, kRowPacks>>(rows, threads, launch);
   }
   if (ComputeMajor() == 9) {
@@ -57,7 +58,7 @@ void LaunchRows(void (*kernel)(Parameters...), LaunchShape shape, cudaStream_t s
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
     shape.grid.x = std::min(shape.grid.x, BlocksAtATime(kernel, shape));
   }
-  LaunchEarly(kernel, shape, stream, arguments...);
+  LaunchWithPdl(kernel, shape, stream, arguments...);
 }
 
 }  // namespace eet

@@ -80,7 +80,7 @@ template <typename T>
 struct FourRows {
   const T* rows[kTileOuts];
 
-  // Of [count, size]: from `first` on; the last one again in place of those that do not exist.
+  // Rows of a matrix [count, size] from `first` on; the last one again for those that do not exist.
   static FourRows Of(const T* matrix, int64_t size, int64_t first, int64_t count) {
     FourRows four;
     for (int i = 0; i < kTileOuts; ++i) {

@@ -66,6 +66,4 @@ inline void CopyFactors(const T* from, int64_t size, int64_t step, Factor<T>* to
   StoreFactors(to, LoadFactors(rest));
 }
 
-constexpr int64_t RoundUp(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
-
 }  // namespace eet

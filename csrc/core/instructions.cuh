@@ -8,14 +8,14 @@
 namespace eet {
 
 // Lets the next kernel of the stream start, if it was launched to start early.
-__device__ __forceinline__ void LetNextKernelStart() {
+__device__ __forceinline__ void LaunchDependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
 // Returns when all kernels before this one in the stream have ended and what they wrote is visible.
-__device__ __forceinline__ void WaitForKernelsBefore() {
+__device__ __forceinline__ void WaitForDependencies() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
@@ -77,7 +77,7 @@ __device__ __forceinline__ void ArriveAtBarrier(int barrier) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
 }
 
-// Gives registers of this group of four warps back, or takes as many as others have given. All of
+// Gives registers of this warpgroup back, or takes as many as others have given. All of
 // its threads call it with the number that each has afterwards.
 template <int kRegisters>
 __device__ __forceinline__ void GiveRegisters() {
@@ -114,17 +114,11 @@ __device__ __forceinline__ void StoreRelaxed(uint32_t* word, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 
-__device__ __forceinline__ void StoreRelaxed4(uint32_t* words, uint4 values) {
-  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(words), "r"(values.x),
-               "r"(values.y), "r"(values.z), "r"(values.w)
-               : "memory");
-}
-
 __device__ __forceinline__ void CountRelaxed(uint32_t* counter) {
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
-// Sixteen bytes of weights, read once and not kept in the first cache; zeros where not `valid`.
+// Sixteen bytes of weights, read once and not kept in L1; zeros where not `valid`.
 // Volatile, so that loads stay in front of the products that they are ahead of.
 __device__ __forceinline__ uint4 LoadStreamed(const void* pointer, bool valid) {
   uint4 words;

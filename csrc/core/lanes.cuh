@@ -7,8 +7,7 @@
 
 namespace eet {
 
-// As the compiler has to know it: the same in all lanes. Else it runs a warpgroup's products one by
-// one.
+// The value of lane 0, so that the compiler knows it to be uniform: else it serializes wgmma.
 __device__ __forceinline__ int Uniform(int value) { return __shfl_sync(kFullMask, value, 0); }
 
 // words[j] of lane l becomes words[l] of lane j, among four neighbours.

@@ -1,9 +1,11 @@
 // Launches of kernels, also of such that start while the one in front of them still works
 // (programmatic dependent launch).
 //
-// A kernel launched by LaunchEarly may start as soon as every block of the kernel in front has
-// called LetNextKernelStart or has ended. It calls WaitForKernelsBefore before it touches anything
-// that they touch.
+// A kernel launched by LaunchWithPdl may start as soon as every block of the preceding kernel has
+// called LaunchDependents or has ended. It calls WaitForDependencies before it touches anything
+// that preceding kernels write. What no kernel writes that it may overtake, it may read before: the
+// flags *_are_ready of arguments say so. A kernel that calls LaunchDependents only after its own
+// WaitForDependencies makes that true of all that precedes it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,7 +26,7 @@ inline int ComputeMajor() {
   return major;
 }
 
-// Of the current device.
+// The number of multiprocessors of the current device.
 inline int Multiprocessors() {
   int device = 0, count = 0;
   cudaGetDevice(&device);
@@ -80,8 +82,8 @@ unsigned ResidentBlocks(void (*kernel)(Parameters...), const LaunchShape& shape)
 }
 
 template <typename... Parameters, typename... Arguments>
-void LaunchEarly(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
-                 const Arguments&... arguments) {
+void LaunchWithPdl(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                   const Arguments&... arguments) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;

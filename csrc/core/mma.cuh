@@ -65,7 +65,7 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&matrices)[4], 
                : "memory");
 }
 
-// Stores four such matrices, whose elements the lanes hold as LoadMatrices gives them.
+// Stores four such matrices, whose elements the lanes hold as LoadMatrices gives them. sm_90.
 __device__ __forceinline__ void StoreMatrices(const uint32_t (&matrices)[4], uint32_t row_address) {
   asm volatile(
       "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address),

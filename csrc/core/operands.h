@@ -1,4 +1,4 @@
-// Operands of the fused blocks, read one after the other. Included by handlers only.
+// Operands of handlers that have many, read one after the other. Included by handlers only.
 #pragma once
 
 #include "core/ffi.h"

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "core/round.h"
 #include "core/stream.h"
 
 namespace eet {
@@ -41,8 +42,8 @@ void ParallelFor(const Stream& stream, int64_t blocks, const Body& body) {
 template <typename Body>
 void ParallelRanges(const Stream& stream, int64_t size, int64_t grain, const Body& body) {
   const int64_t most = std::max<int64_t>(1, int64_t{4} * stream.num_threads);
-  const int64_t step = std::max({int64_t{1}, grain, (size + most - 1) / most});
-  ParallelFor(stream, (size + step - 1) / step,
+  const int64_t step = std::max({int64_t{1}, grain, CeilDiv(size, most)});
+  ParallelFor(stream, CeilDiv(size, step),
               [&](int64_t block) { body(block * step, std::min(size, (block + 1) * step)); });
 }
 

@@ -29,9 +29,8 @@ struct RowOperands {
   const T* bias;   // [cols] or nullptr, which is zeros
   T* y;            // [rows, cols]
   int64_t rows, cols;
-  // The next kernel may start before those in front of this one have ended: what it reads early
-  // none of them writes.
-  bool lets_overtake = false;
+  // Before it waits for preceding kernels: what the next kernel reads early none of them writes.
+  bool launches_dependents_early = false;
 
   bool Aligned() const {
     return cols % Vector<T>::kSize == 0 && IsAligned16(x) && IsAligned16(scale) &&
@@ -68,9 +67,9 @@ struct BlockPerRow {
   // Calls work(row) for this block's row.
   template <typename T, typename F>
   static __device__ void ForEach(const RowOperands<T>& rows, const F& work) {
-    if (rows.lets_overtake) LetNextKernelStart();
-    WaitForKernelsBefore();
-    LetNextKernelStart();
+    if (rows.launches_dependents_early) LaunchDependents();
+    WaitForDependencies();
+    LaunchDependents();
     Row row(rows, blockIdx.x * rows.cols);
     work(row);
   }

@@ -1,22 +1,23 @@
 // Rows too large for the registers of a block, on Hopper: a persistent kernel, one block per
 // multiprocessor, alone or in clusters of two or four that share a row.
 //
-//   * One thread orders the block's part of each row from the copy engine into a ring of chunks in
-//     shared memory, as far ahead as the ring allows: the next rows arrive while one is summed and
+//   * One thread issues bulk copies of the block's part of each row into a ring of chunks in shared
+//     memory, as far ahead as the ring allows: the next rows arrive while one is summed and
 //     written, and memory never waits for sums.
 //   * The others sum chunks as they arrive, look at them again for a second sum, and free each
 //     when it is written. A thread's columns are the same in every row, so scale and bias are read
-//     once, into registers; with each row they would be as much traffic again in the second cache.
+//     once, into registers; with each row they would be as much traffic again in L2.
 //   * A sum takes one exchange, between all warps of the cluster: each stores its own in every
 //     block, whose barrier counts them in. Barriers of the cluster would wait for memory.
 #pragma once
 
 #include <bit>
 
-#include "core/bulk_copy.cuh"
 #include "core/cluster.cuh"
 #include "core/ring.cuh"
+#include "core/round.h"
 #include "core/row.cuh"
+#include "core/tma.cuh"
 
 namespace eet {
 
@@ -26,7 +27,7 @@ constexpr int kStreamedPacks = 8;  // vectors of a thread, and chunks of a block
 template <typename T, int kBlocks>
 class StreamedRow {
  public:
-  static constexpr int kThreads = kRowThreads + kWarpSize;  // the last warp orders copies
+  static constexpr int kThreads = kRowThreads + kWarpSize;  // the last warp issues copies
   static constexpr int kLeastBlocks = 1;                    // that a multiprocessor holds
   static constexpr int64_t kMostPacks = int64_t{kBlocks} * kStreamedPacks * kRowThreads;
 
@@ -47,9 +48,9 @@ class StreamedRow {
     auto& shared = *reinterpret_cast<Shared*>(memory);
     if (threadIdx.x == 0) InitBarriers(shared);
     Team::Await();  // the barriers are visible: InitBarriers sees to that
-    if (rows.lets_overtake) LetNextKernelStart();
-    WaitForKernelsBefore();
-    LetNextKernelStart();
+    if (rows.launches_dependents_early) LaunchDependents();
+    WaitForDependencies();
+    LaunchDependents();
     if (threadIdx.x < kRowThreads) {
       StreamedRow row(rows, shared);
       for (int64_t i = Team::Item(); i < rows.rows; i += Teams()) {
@@ -97,7 +98,7 @@ class StreamedRow {
     int packs;
 
     static __device__ Part OfThisBlock(int64_t cols) {
-      const int packs = int(cols / kWidth), share = (packs + kBlocks - 1) / kBlocks;
+      const int packs = int(cols / kWidth), share = CeilDiv(packs, kBlocks);
       const int first = Team::Rank() * share;
       return {.begin = int64_t{first} * kWidth, .packs = min(share, packs - first)};
     }
@@ -114,7 +115,7 @@ class StreamedRow {
       if constexpr (kBlocks == 1) summed.InitForWarps(kWarps);
       if constexpr (kBlocks > 1) summed.Init(1);
     }
-    FenceBarriers();
+    FenceBarrierInit();
   }
 
   static __device__ void Load(const RowOperands<T>& rows, Shared& shared) {
@@ -127,7 +128,7 @@ class StreamedRow {
         Barrier& full = shared.full[slot.index];
         shared.empty[slot.index].Wait(slot.parity ^ 1);
         full.ArriveExpecting(bytes);
-        CopyBytes(shared.chunks[slot.index], x + first * kWidth, bytes, full);
+        BulkCopy(shared.chunks[slot.index], x + first * kWidth, bytes, full);
         slot.Advance();
       }
     }

@@ -58,7 +58,7 @@ bool Make(CUtensorMap* map, const void* tensor, const cuuint64_t (&sizes)[kRank]
   return false;
 }
 
-// Of rows of so many elements.
+// The swizzle of rows of so many elements.
 CUtensorMapSwizzle SwizzleOf(int columns) {
   return columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
          : columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
@@ -67,17 +67,17 @@ CUtensorMapSwizzle SwizzleOf(int columns) {
 
 }  // namespace
 
-bool MakeRowTiles(CUtensorMap* map, const void* matrix, int64_t rows, int64_t cols, int box_rows,
-                  int box_chunks) {
+bool MakeTileMap(CUtensorMap* map, const void* matrix, int64_t rows, int64_t cols, int box_rows,
+                 int box_chunks) {
   const int chunk = ChunkColumns(cols);
-  // Fetching 256 bytes into the second cache for every 128 costs 7% of the bandwidth on an H200.
+  // Fetching 256 bytes into L2 for every 128 costs 7% of the bandwidth on an H200.
   return Make<3>(map, matrix, {cuuint64_t(chunk), cuuint64_t(rows), cuuint64_t(cols / chunk)},
                  {cuuint64_t(cols) * 2, cuuint64_t(chunk) * 2},
                  {cuuint32_t(chunk), cuuint32_t(box_rows), cuuint32_t(box_chunks)},
                  {SwizzleOf(chunk), CU_TENSOR_MAP_L2_PROMOTION_L2_128B});
 }
 
-bool MakeBoxes(CUtensorMap* map, const void* tensor, const BoxShape& shape) {
+bool MakeBoxMap(CUtensorMap* map, const void* tensor, const BoxShape& shape) {
   cuuint64_t sizes[4], strides[3];
   cuuint32_t box[4];
   std::copy_n(shape.sizes, 4, sizes);

@@ -1,6 +1,6 @@
-// How Hopper's copy engine finds a box of a tensor and lays it out in shared memory. Elements have
-// 2 bytes. What lies outside the tensor becomes zeros. The makers return false, with the reason
-// left for the handler, where the driver refuses.
+// How TMA, Hopper's tensor memory accelerator, finds a box of a tensor and lays it out in shared
+// memory. Elements have 2 bytes. What lies outside the tensor becomes zeros. The makers return
+// false, with the reason left for the handler, where the driver refuses.
 #pragma once
 
 #include <cuda.h>
@@ -18,8 +18,8 @@ constexpr int ChunkColumns(int64_t cols) { return cols % 64 == 0 ? 64 : cols % 3
 // matrix [rows, cols]. In shared memory a box is [box_chunks, box_rows, c], 1024-byte aligned, and
 // of the n = c / 8 pieces of 16 bytes in a row, piece p of row r lies at p ^ r / (8 / n) % n, so
 // that eight rows' pieces are in eight groups of banks.
-bool MakeRowTiles(CUtensorMap* map, const void* matrix, int64_t rows, int64_t cols, int box_rows,
-                  int box_chunks);
+bool MakeTileMap(CUtensorMap* map, const void* matrix, int64_t rows, int64_t cols, int box_rows,
+                 int box_chunks);
 
 // Boxes of a tensor of four dimensions, the innermost first, whose innermost is contiguous. Strides
 // are of the outer three in elements, multiples of 8. A row of a box has 16, 32 or 64 elements of
@@ -30,6 +30,6 @@ struct BoxShape {
   int box[4];
 };
 
-bool MakeBoxes(CUtensorMap* map, const void* tensor, const BoxShape& shape);
+bool MakeBoxMap(CUtensorMap* map, const void* tensor, const BoxShape& shape);
 
 }  // namespace eet

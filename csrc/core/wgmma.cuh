@@ -1,5 +1,5 @@
-// Hopper's warpgroup products: four warps multiply 64 rows by N columns, asynchronously, with the
-// second operand (and maybe the first) in shared memory and float32 sums in registers.
+// wgmma, Hopper's warpgroup products: four warps multiply 64 rows by N columns, asynchronously,
+// with the second operand (and maybe the first) in shared memory and float32 sums in registers.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,12 @@ constexpr int kGroupThreads = 128;  // of a warpgroup
 constexpr int kGroupRows = 64;      // of its product
 
 // Before the first product of a group: what the registers hold is ready.
-__device__ __forceinline__ void StartProducts() {
+__device__ __forceinline__ void WgmmaFence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
 // Closes the group of the products started since the last one.
-__device__ __forceinline__ void CommitProducts() {
+__device__ __forceinline__ void WgmmaCommit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
@@ -37,14 +37,14 @@ __device__ __forceinline__ void Pin(uint32_t (&registers)[kCount]) {
 
 // Waits until at most `kPending` groups are under way: what the others read may be overwritten.
 template <int kPending>
-__device__ __forceinline__ void WaitProducts() {
+__device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
 // The same; `sums` are those of the groups that ended.
 template <int kPending, int kCount>
-__device__ __forceinline__ void WaitProducts(float (&sums)[kCount]) {
-  WaitProducts<kPending>();
+__device__ __forceinline__ void WgmmaWait(float (&sums)[kCount]) {
+  WgmmaWait<kPending>();
   Pin(sums);
 }
 
@@ -52,7 +52,7 @@ __device__ __forceinline__ void WaitProducts(float (&sums)[kCount]) {
 // lane / 4 and pair = lane % 4 * 2: sums[4 * n + 2 * i + j] at row 16 * warp + group + 8 * i and
 // column 8 * n + pair + j.
 template <typename T, int kN>
-struct Product;
+struct Wgmma;
 
 // Eight operands, as text and as what it stands for; and four.
 #define EET_TEXTS_8 "%0, %1, %2, %3"
@@ -96,43 +96,43 @@ struct Product;
 #define EET_SUMS_256 \
   EET_SUMS_160, EET_SUMS(10), EET_SUMS(11), EET_SUMS(12), EET_SUMS(13), EET_SUMS(14), EET_SUMS(15)
 
-#define EET_PRODUCT(type, name, n, i0, i1, i2, i3, i4)                                       \
-  template <>                                                                                \
-  struct Product<type, n> {                                                                  \
-    /* d (+)= a b', rows of a and of b running along the summed dimension. */                \
-    static __device__ __forceinline__ void OfRows(float (&d)[n / 2], uint64_t a, uint64_t b, \
-                                                  bool add) {                                \
-      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #i2                              \
-                   ", 0;\n"                                                                  \
-                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name           \
-                   " {" EET_TEXTS_##n "}, %" #i0 ", %" #i1 ", add, 1, 1, 0, 0;\n}"           \
-                   : EET_SUMS_##n                                                            \
-                   : "l"(a), "l"(b), "r"(int(add)));                                         \
-    }                                                                                        \
-    /* d += a b, a in registers, rows of b running along d's rows. */                        \
-    static __device__ __forceinline__ void OfRegisters(float (&d)[n / 2], const uint32_t* a, \
-                                                       uint64_t b) {                         \
-      asm volatile(                                                                          \
-          "{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\n"                                     \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name " {" EET_TEXTS_##n \
-          "}, {%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #i4 ", add, 1, 1, 1;\n}"          \
-          : EET_SUMS_##n                                                                     \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                             \
-    }                                                                                        \
+#define EET_WGMMA(type, name, n, i0, i1, i2, i3, i4)                                             \
+  template <>                                                                                    \
+  struct Wgmma<type, n> {                                                                        \
+    /* d (+)= a b', rows of a and of b running along the summed dimension. */                    \
+    static __device__ __forceinline__ void FromShared(float (&d)[n / 2], uint64_t a, uint64_t b, \
+                                                      bool add) {                                \
+      asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" #i2                                  \
+                   ", 0;\n"                                                                      \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name               \
+                   " {" EET_TEXTS_##n "}, %" #i0 ", %" #i1 ", add, 1, 1, 0, 0;\n}"               \
+                   : EET_SUMS_##n                                                                \
+                   : "l"(a), "l"(b), "r"(int(add)));                                             \
+    }                                                                                            \
+    /* d += a b, a in registers, rows of b running along d's rows. */                            \
+    static __device__ __forceinline__ void FromRegisters(float (&d)[n / 2], const uint32_t* a,   \
+                                                         uint64_t b) {                           \
+      asm volatile(                                                                              \
+          "{\n.reg .pred add;\nsetp.ne.b32 add, 1, 0;\n"                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name " {" EET_TEXTS_##n     \
+          "}, {%" #i0 ", %" #i1 ", %" #i2 ", %" #i3 "}, %" #i4 ", add, 1, 1, 1;\n}"              \
+          : EET_SUMS_##n                                                                         \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                 \
+    }                                                                                            \
   };
 
-#define EET_PRODUCTS(n, ...)                    \
-  EET_PRODUCT(bfloat16, "bf16", n, __VA_ARGS__) \
-  EET_PRODUCT(float16, "f16", n, __VA_ARGS__)
+#define EET_WGMMAS(n, ...)                    \
+  EET_WGMMA(bfloat16, "bf16", n, __VA_ARGS__) \
+  EET_WGMMA(float16, "f16", n, __VA_ARGS__)
 
-EET_PRODUCTS(8, 4, 5, 6, 7, 8)
-EET_PRODUCTS(16, 8, 9, 10, 11, 12)
-EET_PRODUCTS(32, 16, 17, 18, 19, 20)
-EET_PRODUCTS(64, 32, 33, 34, 35, 36)
-EET_PRODUCTS(80, 40, 41, 42, 43, 44)
-EET_PRODUCTS(96, 48, 49, 50, 51, 52)
-EET_PRODUCTS(128, 64, 65, 66, 67, 68)
-EET_PRODUCTS(160, 80, 81, 82, 83, 84)
-EET_PRODUCTS(256, 128, 129, 130, 131, 132)
+EET_WGMMAS(8, 4, 5, 6, 7, 8)
+EET_WGMMAS(16, 8, 9, 10, 11, 12)
+EET_WGMMAS(32, 16, 17, 18, 19, 20)
+EET_WGMMAS(64, 32, 33, 34, 35, 36)
+EET_WGMMAS(80, 40, 41, 42, 43, 44)
+EET_WGMMAS(96, 48, 49, 50, 51, 52)
+EET_WGMMAS(128, 64, 65, 66, 67, 68)
+EET_WGMMAS(160, 80, 81, 82, 83, 84)
+EET_WGMMAS(256, 128, 129, 130, 131, 132)
 
 }  // namespace eet

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/round.h"
+
 namespace eet {
 
 // Hands out aligned pieces in the order asked for. Without memory it only measures.
@@ -15,7 +17,7 @@ class Workspace {
   template <typename T>
   T* Take(int64_t count) {
     char* piece = data_ ? data_ + used_ : nullptr;
-    used_ += (count * int64_t{sizeof(T)} + kAlignment - 1) / kAlignment * kAlignment;
+    used_ += RoundUp(count * int64_t{sizeof(T)}, kAlignment);
     return reinterpret_cast<T*>(piece);
   }
 

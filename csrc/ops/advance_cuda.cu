@@ -50,8 +50,8 @@ template <typename T, int kLogits, int kElements>
 __global__ void EET_CLUSTER __launch_bounds__(kSampleThreads, kSampleBlocks)
     AdvanceKernel(AdvanceArgs<T> args) {
   if (Cluster::Rank() >= Cluster::kSize) return;
-  LetNextKernelStart();
-  WaitForKernelsBefore();
+  LaunchDependents();
+  WaitForDependencies();
   __shared__ SampleShared shared;
   const int64_t index = Cluster::Item();
   const SampleRow row(args.sample, index);
@@ -74,7 +74,7 @@ void Advance(Stream stream, const AdvanceArgs<T>& args) {
   const bool in_vectors = InVectors(args.sample) && InVectors(args.embedding);
   auto kernel = in_vectors ? AdvanceKernel<T, 4, Vector<T>::kSize> : AdvanceKernel<T, 1, 1>;
   const dim3 grid(args.sample.rows * kClusterBlocks), block(kSampleThreads);
-  LaunchEarly(kernel, {.grid = grid, .block = block}, stream, args);
+  LaunchWithPdl(kernel, {.grid = grid, .block = block}, stream, args);
 }
 
 template void Advance(Stream, const AdvanceArgs<float>&);

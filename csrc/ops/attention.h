@@ -27,17 +27,17 @@ struct AttentionArgs {
   float scale, soft_cap;                // soft_cap 0: none
   int64_t window;                       // 0: none
   bool causal;
-  // No kernel that this one may overtake writes rows, positions, lengths or page table: they may be
-  // read before those in front have ended.
+  // Rows, positions, lengths and page table were complete before the preceding GPU kernel let this
+  // one start, so they may be read before WaitForDependencies (core/launch.cuh).
   bool tokens_are_ready = false;
 };
 
 template <typename T>
 void Attention(Stream stream, const AttentionArgs<T>& args);
 
-// Tiles of keys start at multiples of their size, wherever the query is: of this, but for Hopper's
-// kernel. A tile whose keys a query does not see changes no bit of its result, so neither do the
-// query's neighbours nor chunking.
+// Tiles of keys start at multiples of their size, wherever the query is. This is the size on the
+// CPU and of mma.sync; other kernels have their own. A tile whose keys a query does not see changes
+// no bit of its result, so neither do the query's neighbours nor chunking.
 constexpr int kTileKeys = 64;
 
 // A query: the row whose keys it sees, its position, and the keys; none for a row out of range.

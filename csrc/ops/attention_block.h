@@ -48,7 +48,7 @@ struct AttentionBlockArgs {
   float scale, soft_cap;           // of the scores; soft_cap 0: none
   int64_t window;                  // 0: none
   LinearPath path;                 // kDecode: one token per row
-  bool kernels_are_ready = false;  // no kernel in front writes them, or has been waited for
+  bool weights_are_ready = false;  // as LinearArgs has it, both products
   NormedInput normed = {};         // with squares, x is times the norm's scale already
   ScaledOutput<T> scaled = {};     // for a norm of y
 };
@@ -144,7 +144,7 @@ void ProjectHeads(Stream stream, const AttentionBlockArgs<T>& args, AttentionAct
                               .activation = Activation::kNone,
                               .gated = false,
                               .path = args.path,
-                              .kernel_is_ready = true,
+                              .weights_are_ready = true,
                               .normed = args.normed};
   RotaryAppendArgs<T> append{.qkv = at.qkv,
                              .q_norm = args.q_norm,
@@ -180,7 +180,7 @@ void AttentionBlock(Stream stream, const AttentionBlockArgs<T>& args, Workspace 
   const AttentionSizes& sizes = args.sizes;
   AttentionActivations<T> at(workspace, sizes, args.path);
   if (!args.normed.squares) {
-    Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.kernels_are_ready);
+    Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.weights_are_ready);
   }
   ProjectHeads(stream, args, at);
   Attend(stream, args, at);
@@ -196,7 +196,7 @@ void AttentionBlock(Stream stream, const AttentionBlockArgs<T>& args, Workspace 
                                .activation = Activation::kNone,
                                .gated = false,
                                .path = args.path,
-                               .kernel_is_ready = true,
+                               .weights_are_ready = true,
                                .scaled = args.scaled});
 }
 

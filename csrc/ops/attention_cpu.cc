@@ -2,6 +2,7 @@
 // converted tile by tile.
 #include "core/multiply_add.h"
 #include "core/parallel.h"
+#include "core/round.h"
 #include "ops/attention_tile_cpu.h"
 
 namespace eet {
@@ -18,7 +19,7 @@ class AttentionTask {
         count_(count),
         kv_head_(kv_head),
         group_(args.heads / args.kv_heads),
-        dim_((args.head_dim + kLanes - 1) / kLanes * kLanes),
+        dim_(RoundUp(args.head_dim, kLanes)),
         rows_(count * group_),
         q_(rows_.size() * dim_),
         out_(rows_.size() * dim_),
@@ -114,7 +115,7 @@ template <typename T>
 void Attention(Stream stream, const AttentionArgs<T>& args) {
   if (args.tokens == 0 || args.heads == 0) return;
   const int64_t queries = std::max<int64_t>(1, kBlockRows / (args.heads / args.kv_heads));
-  const int64_t blocks = (args.tokens + queries - 1) / queries;
+  const int64_t blocks = CeilDiv(args.tokens, queries);
   ParallelFor(stream, blocks * args.kv_heads, [&](int64_t index) {
     // From the last block, which sees most keys.
     const int64_t token = (blocks - 1 - index / args.kv_heads) * queries;

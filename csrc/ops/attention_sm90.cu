@@ -3,22 +3,22 @@
 // The products take the tensor cores 16 cycles for each key of a tile of 128 queries of head size
 // 128, the exponentials half of that, and neither can wait for the other. So the roles are divided:
 //
-//   * Two or three groups of four warps multiply (attention_sm90_multiply.cuh), 64 queries each,
-//     with their sums in registers. Within a group the products of this tile's keys and of the last
-//     tile's values are under way while weights are computed; and the groups take turns in starting
-//     products, so that one has the tensor cores while the other computes weights. Without turns
-//     the kernel takes 5% longer.
-//   * One group of warps serves: its planner cuts tokens into units (attention_sm90_plan.cuh), its
-//     loader orders queries, keys and values from the copy engine into rings of two to four tiles,
-//     its cleaner zeroes the values that nobody sees (attention_sm90_load.cuh). It gives most of
+//   * Two or three warpgroups multiply (attention_sm90_multiply.cuh), 64 queries each, with their
+//     sums in registers. Within a warpgroup the products of this tile's keys and of the last
+//     tile's values are under way while weights are computed; and the warpgroups take turns in
+//     starting products, so that one has the tensor cores while the other computes weights. Without
+//     turns the kernel takes 5% longer.
+//   * One warpgroup serves: its planner cuts tokens into units (attention_sm90_plan.cuh), its
+//     loader issues TMA loads of queries, keys and values into rings of two to four tiles, its
+//     cleaner zeroes the values that no query sees (attention_sm90_load.cuh). It gives most of
 //     its registers to those that multiply.
 //
 // Masks cost as many instructions as the rest of a step, so there are two kinds of steps: tiles
 // that all queries of a unit see carry no mask.
 //
 // Units are dealt longest first, the heads of one stretch of tokens behind each other: heads of a
-// group read the same keys at the same time, from the second cache. Tiles are worked off from the
-// last, which the diagonal cuts, to the first.
+// group read the same keys at the same time, from L2. Tiles are processed from the last, which the
+// diagonal cuts, to the first.
 //
 // A tile's size is one for each head size, whatever the length: a row's bits must not depend on
 // chunks and neighbours. In TFLOP/s on an H200, causal, 32 heads over 8, at 2048, 8192, 32768 and
@@ -48,21 +48,21 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<AttentionShared<Shape>*>(memory);
   if (threadIdx.x == 0) InitBarriers(shared);
-  if (!args.tokens_are_ready) WaitForKernelsBefore();
+  if (!args.tokens_are_ready) WaitForDependencies();
   OrderStretches<Shape>(args, reinterpret_cast<int*>(shared.keys), shared.order);
-  FenceSharedCopies();  // tiles take the place of the order's scratch memory
+  FenceAsyncProxy();  // tiles take the place of the order's scratch memory
   __syncthreads();
   const int group = Uniform(threadIdx.x / kGroupThreads);
   if (group < Shape::kGroups) {
     TakeRegisters<Shape::kManyRegisters>();
-    WaitForKernelsBefore();  // which may still read what this one overwrites
-    LetNextKernelStart();
-    Multiplier<Shape>(args, shared, group).Run();
+    WaitForDependencies();  // which may still read what this one overwrites
+    LaunchDependents();
+    AttentionMultiplier<Shape>(args, shared, group).Run();
   } else {
     GiveRegisters<Shape::kFewRegisters>();
     const int warp = Uniform(threadIdx.x % kGroupThreads / kWarpSize);
     if (warp == 0) {
-      WaitForKernelsBefore();
+      WaitForDependencies();
       Loader<Shape>(args, maps, shared).Run();
     }
     if (warp == 1) Planner<Shape>(args, shared).Run();
@@ -78,15 +78,15 @@ bool MakeKeyMap(const AttentionArgs<typename Shape::T>& args, int box_keys, cons
                 CUtensorMap* map) {
   const int64_t dim = args.head_dim, heads = args.kv_heads, page = args.page_size;
   if (args.page_table) {
-    return MakeBoxes(map, keys,
-                     {.sizes = {dim, page, heads, args.pages},
-                      .strides = {dim, page * dim, heads * page * dim},
-                      .box = {Shape::kChunk, box_keys, 1, 1}});
+    return MakeBoxMap(map, keys,
+                      {.sizes = {dim, page, heads, args.pages},
+                       .strides = {dim, page * dim, heads * page * dim},
+                       .box = {Shape::kChunk, box_keys, 1, 1}});
   }
-  return MakeBoxes(map, keys,
-                   {.sizes = {dim, heads, args.key_len, args.batch},
-                    .strides = {dim, heads * dim, args.key_len * heads * dim},
-                    .box = {Shape::kChunk, 1, box_keys, 1}});
+  return MakeBoxMap(map, keys,
+                    {.sizes = {dim, heads, args.key_len, args.batch},
+                     .strides = {dim, heads * dim, args.key_len * heads * dim},
+                     .box = {Shape::kChunk, 1, box_keys, 1}});
 }
 
 template <class Shape>
@@ -97,10 +97,10 @@ bool MakeMaps(const AttentionArgs<typename Shape::T>& args, AttentionMaps* maps)
   maps->pieces = kKeys / maps->piece;
   if (!MakeKeyMap<Shape>(args, maps->piece, args.k, &maps->k)) return false;
   if (!MakeKeyMap<Shape>(args, maps->piece, args.v, &maps->v)) return false;
-  return MakeBoxes(&maps->q, args.q,
-                   {.sizes = {dim, heads, args.tokens, 1},
-                    .strides = {dim, heads * dim, args.tokens * heads * dim},
-                    .box = {Shape::kChunk, 1, kGroupRows, 1}});
+  return MakeBoxMap(&maps->q, args.q,
+                    {.sizes = {dim, heads, args.tokens, 1},
+                     .strides = {dim, heads * dim, args.tokens * heads * dim},
+                     .box = {Shape::kChunk, 1, kGroupRows, 1}});
 }
 
 template <class Shape>
@@ -115,7 +115,7 @@ void Launch(Stream stream, const AttentionArgs<typename Shape::T>& args) {
   const int blocks = std::min(items, Multiprocessors());
   const LaunchShape shape{
       .grid = dim3(blocks), .block = dim3(Shape::kThreads), .shared_bytes = kSharedBytes};
-  LaunchEarly(kernel, shape, stream, args, maps);
+  LaunchWithPdl(kernel, shape, stream, args, maps);
 }
 
 // Whether the blocks of the grid get so few items that smaller ones share the work more evenly.

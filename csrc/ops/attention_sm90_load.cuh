@@ -6,7 +6,7 @@
 
 namespace eet {
 
-// How the copy engine finds queries, keys and values. Boxes are [rows, kChunk] of one head; keys
+// How TMA finds queries, keys and values. Boxes are [rows, kChunk] of one head; keys
 // and values come in boxes of `piece` keys, which divide page and tile, or whole where there are no
 // pages.
 struct AttentionMaps {
@@ -22,7 +22,7 @@ __device__ bool IsEdge(const Unit& unit, int tile) {
   return tile * Shape::kKeys < unit.keys.begin || (tile + 1) * Shape::kKeys > unit.keys.end;
 }
 
-// Orders tiles in the sequence in which they are wanted: the keys of the next before the values of
+// Loads tiles in the sequence in which they are wanted: the keys of the next before the values of
 // this one.
 template <class Shape>
 class Loader {
@@ -87,7 +87,7 @@ class Loader {
       full.ArriveAsWarpExpecting(Lane(), Shape::kGroupBytes);
       __syncwarp();
       if (Lane() < Shape::kChunks) {
-        CopyBox(SharedAddress(shared_.queries[group]) + Lane() * kGroupRows * Shape::kSpan, maps_.q,
+        TmaLoad(SharedAddress(shared_.queries[group]) + Lane() * kGroupRows * Shape::kSpan, maps_.q,
                 Lane() * Shape::kChunk, unit.head, unit.token + group * kGroupRows, 0, full);
       }
     }
@@ -109,7 +109,7 @@ class Loader {
     values_.Advance();
   }
 
-  // Orders what a tile has of the unit's keys, in whole pieces.
+  // Loads what a tile has of the unit's keys, in whole pieces.
   __device__ void LoadTile(const CUtensorMap& map, const Unit& unit, int tile, Place place,
                            uint32_t shared, Barrier& full) {
     const int piece = maps_.piece;
@@ -135,9 +135,9 @@ class Loader {
                                             const Place& place, int col, uint32_t to,
                                             Barrier& full) const {
     if (args_.page_table) {
-      CopyBox(to, map, col, place.key, unit.kv_head, place.page, full);
+      TmaLoad(to, map, col, place.key, unit.kv_head, place.page, full);
     } else {
-      CopyBox(to, map, col, unit.kv_head, place.key, place.page, full);
+      TmaLoad(to, map, col, unit.kv_head, place.key, place.page, full);
     }
   }
 
@@ -178,7 +178,7 @@ class Cleaner {
     const int tile_key = tile * Shape::kKeys;
     ZeroKeys(0, unit.keys.begin - tile_key);
     ZeroKeys(unit.keys.end - tile_key, Shape::kKeys);
-    FenceSharedCopies();
+    FenceAsyncProxy();
     __syncwarp();
     shared_.value_full[index_].ArriveAsWarp(lane_);
   }

@@ -8,18 +8,18 @@
 namespace eet {
 
 template <class Shape>
-class Multiplier {
+class AttentionMultiplier {
  public:
   using T = typename Shape::T;
   static constexpr int kDim = Shape::kDim;
 
-  __device__ __forceinline__ Multiplier(const AttentionArgs<T>& args,
-                                        AttentionShared<Shape>& shared, int group)
+  __device__ __forceinline__ AttentionMultiplier(const AttentionArgs<T>& args,
+                                                 AttentionShared<Shape>& shared, int group)
       : args_(args),
         shared_(shared),
         turns_{group},
         group_(group),
-        queries_(OperandAt<Shape::kSpan>(SharedAddress(shared.queries[group]))) {}
+        queries_(WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared.queries[group]))) {}
 
   __device__ __forceinline__ void Run() {
     turns_.Begin();
@@ -74,30 +74,31 @@ class Multiplier {
 
   // Starts scores = queries keys'.
   __device__ __forceinline__ void StartScores(Scores<Shape>& scores) {
-    const uint64_t keys = OperandAt<Shape::kSpan>(SharedAddress(shared_.keys[key_slot_.index]));
+    const uint64_t keys =
+        WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared_.keys[key_slot_.index]));
     constexpr int kSteps = Shape::kChunk / 16;
-    StartProducts();
+    WgmmaFence();
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
       constexpr int kQueryChunk = kGroupRows * Shape::kSpan,
                     kKeyChunk = Shape::kKeys * Shape::kSpan;
-      Product<T, Shape::kKeys>::OfRows(
+      Wgmma<T, Shape::kKeys>::FromShared(
           scores, queries_ + (k / kSteps * kQueryChunk + k % kSteps * 32) / 16,
           keys + (k / kSteps * kKeyChunk + k % kSteps * 32) / 16, k > 0);
     }
-    CommitProducts();
+    WgmmaCommit();
   }
 
   // Starts sums += weights values.
   __device__ __forceinline__ void StartValues(const Weights<Shape>& weights, Values& sums) {
-    const uint64_t values = OperandAt<Shape::kSpan>(
+    const uint64_t values = WgmmaDescriptor<Shape::kSpan>(
         SharedAddress(shared_.values[value_slot_.index]), Shape::kKeys * Shape::kSpan);
-    StartProducts();
+    WgmmaFence();
 #pragma unroll
     for (int k = 0; k < Shape::kKeys / 16; ++k) {
-      Product<T, kDim>::OfRegisters(sums, weights + 4 * k, values + k * 16 * Shape::kSpan / 16);
+      Wgmma<T, kDim>::FromRegisters(sums, weights + 4 * k, values + k * 16 * Shape::kSpan / 16);
     }
-    CommitProducts();
+    WgmmaCommit();
   }
 
   __device__ __forceinline__ void AwaitKeys() {
@@ -140,7 +141,7 @@ class Multiplier {
     AwaitKeys();
     Scores<Shape> scores;
     StartScores(scores);
-    WaitProducts<0>(scores);
+    WgmmaWait<0>(scores);
     ReleaseKeys();
     float factors[2];
     Weigh<true>(unit, tile, softmax, factors, scores);
@@ -159,7 +160,7 @@ class Multiplier {
     StartScores(scores);
     StartValues(weights, values);
     turns_.Pass();
-    WaitProducts<1>(scores);
+    WgmmaWait<1>(scores);
     ReleaseKeys();
     float factors[2];
     Weigh<kMasked>(unit, tile, softmax, factors, scores);
@@ -168,7 +169,7 @@ class Multiplier {
     RingSlot<Shape::kStages> next = value_slot_;
     next.Advance();
     AwaitValues(next);
-    WaitProducts<0>(values);
+    WgmmaWait<0>(values);
     Pin(weights);
     ReleaseValues();
     PackWeights<Shape>(scores, weights);
@@ -178,7 +179,7 @@ class Multiplier {
 
   __device__ __forceinline__ void Last(const Weights<Shape>& weights, Values& values) {
     StartValues(weights, values);
-    WaitProducts<0>(values);
+    WgmmaWait<0>(values);
     ReleaseValues();
   }
 

@@ -124,7 +124,8 @@ class Planner {
     int row, position;
   };
 
-  // Of token i of the group that starts at `base`. Where tokens are not packed that is one row.
+  // The place of token i of the group that starts at `base`. Where tokens are not packed a group is
+  // one row.
   __device__ __forceinline__ Place PlaceOf(int base, int i) const {
     return {args_.rows ? RowOf(args_, base + i) : 0,
             args_.positions ? args_.positions[base + i] : i};

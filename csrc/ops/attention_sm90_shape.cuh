@@ -1,8 +1,9 @@
 // Attention on Hopper: how the work is cut, and what a block keeps in shared memory.
 #pragma once
 
-#include "core/bulk_copy.cuh"
 #include "core/ring.cuh"
+#include "core/round.h"
+#include "core/tma.cuh"
 #include "core/wgmma.cuh"
 #include "ops/attention.h"
 
@@ -21,7 +22,7 @@ struct AttentionShape {
 
   static constexpr int kQueries = kGroups * kGroupRows;
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
-  static constexpr int kSpan = kChunk * 2, kChunks = (kDim + kChunk - 1) / kChunk;
+  static constexpr int kSpan = kChunk * 2, kChunks = CeilDiv(kDim, kChunk);
   static constexpr int kTileBytes = kKeys * kSpan * kChunks;
   static constexpr int kGroupBytes = kGroupRows * kSpan * kChunks;
   static constexpr int kFewRegisters = kGroups == 3 ? 32 : 56;
@@ -74,7 +75,7 @@ __device__ void InitBarriers(AttentionShared<Shape>& shared) {
     shared.unit_full[i].InitForWarps(1);
     shared.unit_empty[i].InitForWarps(kWarps + 2);  // and the loader, and the cleaner
   }
-  FenceBarriers();
+  FenceBarrierInit();
 }
 
 }  // namespace eet

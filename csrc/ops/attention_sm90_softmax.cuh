@@ -16,7 +16,7 @@ using Scores = float[Shape::kKeys / 2];
 template <class Shape>
 using Weights = uint32_t[Shape::kKeys / 4];
 
-// Of each of a thread's two queries.
+// The running maximum and sum of a thread's two queries.
 struct SoftmaxPair {
   float max[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};  // over this thread's keys only

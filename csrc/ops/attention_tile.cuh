@@ -4,6 +4,7 @@
 #include <climits>
 
 #include "core/reduce.cuh"
+#include "core/round.h"
 #include "ops/attention.h"
 
 namespace eet {
@@ -23,7 +24,7 @@ __host__ __device__ int64_t QueryGroups(const AttentionArgs<T>& args) {
 
 template <typename T>
 __host__ __device__ int64_t QueryTiles(const AttentionArgs<T>& args, int queries) {
-  return ((args.rows ? args.tokens : args.query_len) + queries - 1) / queries;
+  return CeilDiv(args.rows ? args.tokens : args.query_len, queries);
 }
 
 template <int kQueries, typename T>

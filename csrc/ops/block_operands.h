@@ -48,7 +48,7 @@ template <typename T>
 void ReadAttentionWeights(Operands& operands, const BlockAttributes& attrs,
                           AttentionBlockArgs<T>& args) {
   args.norm = ReadNorm<T>(operands, attrs);
-  args.kernels_are_ready = attrs.consecutive;
+  args.weights_are_ready = attrs.consecutive;
   args.qkv_kernel = operands.NextLayer<T>(attrs.layer);
   args.qkv_bias = operands.NextLayer<T>(attrs.layer);
   args.q_norm = operands.NextLayer<T>(attrs.layer);
@@ -97,7 +97,7 @@ void ReadCacheAndTokens(Operands& operands, const BlockAttributes& attrs,
 template <typename T>
 void ReadMlpWeights(Operands& operands, const BlockAttributes& attrs, MlpBlockArgs<T>& args) {
   args.norm = ReadNorm<T>(operands, attrs);
-  args.kernels_are_ready = attrs.consecutive;
+  args.weights_are_ready = attrs.consecutive;
   args.up_kernel = operands.NextLayer<T>(attrs.layer);
   args.up_bias = operands.NextLayer<T>(attrs.layer);
   const ffi::AnyBuffer down_kernel = operands.Next();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/round.h"
 #include "core/stream.h"
 #include "core/types.h"
 #include "ops/scores.h"
@@ -27,8 +28,8 @@ struct DecodeAttentionArgs {
   int64_t tokens, batch, heads, kv_heads, head_dim, pages, page_size, max_pages;
   float scale, soft_cap;  // soft_cap 0: none
   int64_t window;         // 0: none
-  // No kernel that this one may overtake writes rows, positions, the page table or any key but
-  // those at `positions`: they may be read before those in front have ended.
+  // Rows, positions, the page table and all keys but those at `positions` were complete before the
+  // preceding GPU kernel let this one start: they may be read before WaitForDependencies.
   bool cache_is_ready = false;
 };
 
@@ -51,9 +52,9 @@ struct KeySplits {
     first = keys.begin / unit * unit;
     const int span = keys.end - first;
     const int units = kMaxSplits * unit;
-    const int even = (span + units - 1) / units * unit;
+    const int even = CeilDiv(span, units) * unit;
     size = even > min_split ? even : min_split;
-    count = (span + size - 1) / size;
+    count = CeilDiv(span, size);
   }
 
   EET_HOST_DEVICE KeyRange operator[](int split) const {
@@ -64,7 +65,7 @@ struct KeySplits {
 
 // The most splits that a row of at most `max_keys` keys has. Mirrored in _decode_attention.py.
 constexpr int64_t MaxSplits(int64_t max_keys) {
-  return std::min<int64_t>(kMaxSplits, (max_keys + kMinSplit - 1) / kMinSplit);
+  return std::min<int64_t>(kMaxSplits, CeilDiv(max_keys, kMinSplit));
 }
 
 // Floats of scratch memory. Mirrored in _decode_attention.py.
@@ -73,7 +74,7 @@ constexpr int64_t DecodeAttentionScratch(int64_t tokens, int64_t heads, int64_t 
   return tokens * heads * MaxSplits(max_keys) * (head_dim + 2);
 }
 
-// Of a token of `row` at `position`.
+// The splits of the keys that a token of `row` at `position` sees.
 template <typename T>
 EET_HOST_DEVICE KeySplits SplitsOf(const DecodeAttentionArgs<T>& args, int row, int position) {
   if (row < 0 || row >= args.batch) return KeySplits(KeyRange{});

@@ -5,6 +5,7 @@
 #include "core/dot_tile.h"
 #include "core/multiply_add.h"
 #include "core/parallel.h"
+#include "core/round.h"
 #include "core/simd_exp.h"
 #include "ops/decode_attention.h"
 

@@ -22,25 +22,25 @@ static void LaunchMma(Stream stream, const DecodeAttentionArgs<T>& args,
   const ItemSizes sizes(args);
   const int64_t items = args.tokens * sizes.items * MaxSplits(args.max_pages * args.page_size);
   shape.grid = dim3(unsigned(std::min<int64_t>(items, ResidentBlocks(kernel, shape))));
-  LaunchEarly(kernel, shape, stream, args, sizes, source);
+  LaunchWithPdl(kernel, shape, stream, args, sizes, source);
 }
 
 // kDim: head_dim rounded up to a size that there is a kernel for.
 template <typename T, int kDim>
 static void LaunchSplits(Stream stream, const DecodeAttentionArgs<T>& args) {
   if constexpr (std::is_same_v<T, float>) {
-    LaunchEarly(DecodeFmaKernel<kDim>,
-                {.grid = FmaGrid(args), .block = dim3(kDecodeFmaWarps * kWarpSize)}, stream, args,
-                ItemSizes(args));
+    LaunchWithPdl(DecodeFmaKernel<kDim>,
+                  {.grid = FmaGrid(args), .block = dim3(kDecodeFmaWarps * kWarpSize)}, stream, args,
+                  ItemSizes(args));
     return;
   } else if constexpr (kDim % kChunkColumns == 0) {
-    if (CopyEngineTakes<kDim>(args)) {
+    if (TmaSupports<kDim>(args)) {
       CacheMaps maps;
-      if (MakeCacheMaps<kDim>(&maps, args)) LaunchMma<OrderedKeys<T, kDim>>(stream, args, maps);
+      if (MakeCacheMaps<kDim>(&maps, args)) LaunchMma<TmaKeys<T, kDim>>(stream, args, maps);
       return;
     }
   }
-  if constexpr (sizeof(T) == 2) LaunchMma<CopiedKeys<T, kDim>>(stream, args, {});
+  if constexpr (sizeof(T) == 2) LaunchMma<CpAsyncKeys<T, kDim>>(stream, args, {});
 }
 
 template <typename T>

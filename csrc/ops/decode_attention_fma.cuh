@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(kDecodeFmaWarps* kWarpSize)
   constexpr int kCols = kDim / kWarpSize;
   __shared__ __align__(16) char memory[sizeof(DecodeFmaShared<kDim>)];
   auto& shared = *reinterpret_cast<DecodeFmaShared<kDim>*>(memory);
-  LetNextKernelStart();
-  WaitForKernelsBefore();
+  LaunchDependents();
+  WaitForDependencies();
   const SplitItem item = ItemOfBlock(args, sizes);
   if (item.heads == 0) return;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;

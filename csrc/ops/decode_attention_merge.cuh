@@ -5,6 +5,7 @@
 
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
+#include "core/round.h"
 #include "ops/decode_attention.h"
 
 namespace eet {
@@ -82,8 +83,8 @@ __device__ __forceinline__ float2 MergeColumns(const Partial& partials, int coun
 template <typename T>
 __global__ void __launch_bounds__(kMergeWarps* kWarpSize)
     MergeSplitsKernel(DecodeAttentionArgs<T> args) {
-  LetNextKernelStart();
-  WaitForKernelsBefore();
+  LaunchDependents();
+  WaitForDependencies();
   const int index = int(blockIdx.x) * kMergeWarps + int(threadIdx.x) / kWarpSize;
   const int token = index / int(args.heads), head = index % int(args.heads);
   if (token >= args.tokens) return;
@@ -99,12 +100,12 @@ __global__ void __launch_bounds__(kMergeWarps* kWarpSize)
 template <typename T>
 void LaunchMerge(Stream stream, const DecodeAttentionArgs<T>& args) {
   const auto blocks = [](int64_t work, int64_t at_once) {
-    return unsigned((work + at_once - 1) / at_once);
+    return unsigned(CeilDiv(work, at_once));
   };
   const dim3 grid(blocks(args.tokens * args.heads, kMergeWarps),
                   blocks(args.head_dim, kMergeColumns));
-  LaunchEarly(MergeSplitsKernel<T>, {.grid = grid, .block = dim3(kMergeWarps * kWarpSize)}, stream,
-              args);
+  LaunchWithPdl(MergeSplitsKernel<T>, {.grid = grid, .block = dim3(kMergeWarps * kWarpSize)},
+                stream, args);
 }
 
 }  // namespace eet

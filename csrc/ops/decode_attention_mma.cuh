@@ -10,15 +10,16 @@
 
 namespace eet {
 
-template <class Stream>
+template <class KeyStream>
 class ItemAttender {
-  using T = typename Stream::T;
-  static constexpr int kDim = Stream::kDim;
+  using T = typename KeyStream::T;
+  static constexpr int kDim = KeyStream::kDim;
 
  public:
   // memory: of this warp, for its tiles.
   __device__ ItemAttender(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes,
-                          const typename Stream::Source& source, typename Stream::Memory& memory)
+                          const typename KeyStream::Source& source,
+                          typename KeyStream::Memory& memory)
       : args_(args),
         lane_(LaneId()),
         group_(lane_ / 4),
@@ -34,13 +35,13 @@ class ItemAttender {
     int stage = 0, parity = 1, ahead = 0;
 #pragma unroll 1
     for (;;) {
-      const bool full = ahead == Stream::kStages - 1;
+      const bool full = ahead == KeyStream::kStages - 1;
       if (waits && (full || !args_.cache_is_ready || !stream_.NextIsOld())) {
-        WaitForKernelsBefore();
+        WaitForDependencies();
         waits = false;
       }
       stream_.Start(stage);
-      if (++stage == Stream::kStages) {
+      if (++stage == KeyStream::kStages) {
         stage = 0;
         parity ^= 1;
       }
@@ -61,7 +62,7 @@ class ItemAttender {
   }
 
  private:
-  using Tile = typename Stream::Tile;
+  using Tile = typename KeyStream::Tile;
   static constexpr std::type_identity<T> kType = {};
 
   // The query heads as operands: all columns of head group; and the slopes of this lane's scores.
@@ -80,7 +81,7 @@ class ItemAttender {
   // This lane's scores or weights of sixteen keys: element 2 * i + j is of key 8 * i + group and
   // head pair + j.
   using Scores = float[4];
-  static constexpr int kHalves = Stream::kKeys / 16;
+  static constexpr int kHalves = KeyStream::kKeys / 16;
 
   __device__ Heads LoadHeads(const StreamTile& tile) const {
     Heads heads;
@@ -246,25 +247,25 @@ class ItemAttender {
   const DecodeAttentionArgs<T>& args_;
   const unsigned lane_;
   const int group_, pair_;  // of the lane's element of a product
-  Stream stream_;
+  KeyStream stream_;
 };
 
-// The copy engine reads `source` where the launch has put it.
-template <class Stream>
-__global__ void __launch_bounds__(StreamShape<Stream::kDim>::kThreads,
-                                  StreamShape<Stream::kDim>::kBlocks)
-    DecodeMmaKernel(const __grid_constant__ DecodeAttentionArgs<typename Stream::T> args,
+// TMA reads `source` where the launch has put it.
+template <class KeyStream>
+__global__ void __launch_bounds__(StreamShape<KeyStream::kDim>::kThreads,
+                                  StreamShape<KeyStream::kDim>::kBlocks)
+    DecodeMmaKernel(const __grid_constant__ DecodeAttentionArgs<typename KeyStream::T> args,
                     const __grid_constant__ ItemSizes sizes,
-                    const __grid_constant__ typename Stream::Source source) {
+                    const __grid_constant__ typename KeyStream::Source source) {
 #ifdef __CUDA_ARCH__
-  if constexpr (__CUDA_ARCH__ >= Stream::kArchitecture) {
+  if constexpr (__CUDA_ARCH__ >= KeyStream::kArchitecture) {
     extern __shared__ __align__(1024) char memory[];
-    // The next kernel may count on kernels in front of this one only if this one has waited for
+    // The next kernel may count on those preceding this one only if this one has waited for
     // them.
-    if (!args.cache_is_ready) WaitForKernelsBefore();
-    LetNextKernelStart();
-    auto* of_warps = reinterpret_cast<typename Stream::Memory*>(memory);
-    ItemAttender<Stream>(args, sizes, source, of_warps[threadIdx.x / kWarpSize]).Run();
+    if (!args.cache_is_ready) WaitForDependencies();
+    LaunchDependents();
+    auto* of_warps = reinterpret_cast<typename KeyStream::Memory*>(memory);
+    ItemAttender<KeyStream>(args, sizes, source, of_warps[threadIdx.x / kWarpSize]).Run();
   }
 #endif
 }

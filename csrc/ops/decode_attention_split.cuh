@@ -4,6 +4,7 @@
 
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
+#include "core/round.h"
 #include "ops/decode_attention.h"
 
 namespace eet {
@@ -26,7 +27,7 @@ struct ItemSizes {
   template <typename T>
   explicit ItemSizes(const DecodeAttentionArgs<T>& args)
       : group(int(args.heads / args.kv_heads)),
-        blocks((group + kItemHeads - 1) / kItemHeads),
+        blocks(CeilDiv(group, kItemHeads)),
         items(int(args.kv_heads) * blocks) {}
 };
 

@@ -11,8 +11,8 @@ namespace eet {
 
 // 96 KiB of tiles a block at the most: a GPU of 100 KiB holds one, Hopper two. Half of them under
 // way are more than a multiprocessor needs to have its share of the memory's bandwidth. What counts
-// is a warp's instructions: it issues one in about seven cycles. So tiles are large, that they have
-// few, and a warp has registers for all it needs.
+// is a warp's instructions: it issues one in about seven cycles. So tiles are large, to keep
+// instructions few, and a warp has registers for all it needs.
 template <int kDim>
 struct StreamShape {
   static constexpr int kWarps = kDim <= 128 ? 4 : 2;
@@ -38,8 +38,7 @@ struct alignas(16) StreamTile {
   __device__ bool Contains(int some_key) const { return some_key >= begin && some_key < end; }
 };
 
-// The tiles of a warp's items, one after the other.
-// Of kKeys keys each.
+// The tiles of a warp's items, kKeys keys each, one after the other.
 template <typename T, int kKeys>
 class TileWalk {
  public:
@@ -92,9 +91,9 @@ class TileWalk {
   int key_;
 };
 
-// By the warp's lanes, 16 bytes at a time.
+// Loaded by the warp's lanes with cp.async, 16 bytes at a time.
 template <typename T_, int kDim_>
-class CopiedKeys {
+class CpAsyncKeys {
   using Shape = StreamShape<kDim_>;
 
  public:
@@ -102,14 +101,14 @@ class CopiedKeys {
   static constexpr int kDim = kDim_, kKeys = Shape::kKeys, kStages = Shape::kStages;
   static constexpr int kArchitecture = 800;
   using Tile = SharedTile<T, kDim>;
-  struct Source {};  // the arguments tell it all
+  struct Source {};  // all it needs is in the arguments
   struct alignas(128) Memory {
     T data[kStages][2][Shape::kTile];
     StreamTile tiles[kStages];
   };
 
-  __device__ CopiedKeys(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes, const Source&,
-                        int lane, Memory& memory)
+  __device__ CpAsyncKeys(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes, const Source&,
+                         int lane, Memory& memory)
       : args_(args), walk_(args, sizes, lane), memory_(memory), lane_(lane) {
     FindPage();
   }
@@ -161,7 +160,8 @@ class CopiedKeys {
     }
   }
 
-  // Of this lane's key of the next tile, a tile ahead: the table must not delay the copies.
+  // The page of this lane's key of the next tile, a tile ahead: the table must not delay the
+  // copies.
   __device__ void FindPage() {
     const int key = walk_.key() + lane_ % kKeys;
     page_ = walk_.item().keys.Contains(key) ? PageOf(args_, walk_.item().row, key) : 0;

@@ -1,9 +1,9 @@
-// The stream of decode_attention_stream.cuh by Hopper's copy engine: one lane orders whole tiles.
+// The stream of decode_attention_stream.cuh by TMA: one lane loads whole tiles.
 // The warp has more time to multiply, and the memory sees requests of two kilobytes.
 #pragma once
 
-#include "core/bulk_copy.cuh"
 #include "core/tensor_map.h"
+#include "core/tma.cuh"
 #include "ops/decode_attention_stream.cuh"
 
 namespace eet {
@@ -15,7 +15,7 @@ struct CacheMaps {
 
 // For columns in whole chunks, and pages in whole tiles.
 template <int kDim, typename T>
-bool CopyEngineTakes(const DecodeAttentionArgs<T>& args) {
+bool TmaSupports(const DecodeAttentionArgs<T>& args) {
   const int64_t keys = args.pages * args.kv_heads * args.page_size;
   return ComputeMajor() == 9 && args.head_dim % kChunkColumns == 0 &&
          args.page_size % StreamShape<kDim>::kKeys == 0 && keys <= INT32_MAX;
@@ -26,8 +26,8 @@ template <int kDim, typename T>
 bool MakeCacheMaps(CacheMaps* maps, const DecodeAttentionArgs<T>& args) {
   const int64_t keys = args.pages * args.kv_heads * args.page_size;
   constexpr int kChunks = kDim / kChunkColumns, kKeys = StreamShape<kDim>::kKeys;
-  return MakeRowTiles(&maps->k, args.k, keys, args.head_dim, kKeys, kChunks) &&
-         MakeRowTiles(&maps->v, args.v, keys, args.head_dim, kKeys, kChunks);
+  return MakeTileMap(&maps->k, args.k, keys, args.head_dim, kKeys, kChunks) &&
+         MakeTileMap(&maps->v, args.v, keys, args.head_dim, kKeys, kChunks);
 }
 
 // A box of such a map in shared memory.
@@ -44,7 +44,7 @@ struct BoxTile {
 };
 
 template <typename T_, int kDim_>
-class OrderedKeys {
+class TmaKeys {
   using Shape = StreamShape<kDim_>;
 
  public:
@@ -59,8 +59,8 @@ class OrderedKeys {
     Barrier full[kStages];
   };
 
-  __device__ OrderedKeys(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes,
-                         const CacheMaps& maps, int lane, Memory& memory)
+  __device__ TmaKeys(const DecodeAttentionArgs<T>& args, const ItemSizes& sizes,
+                     const CacheMaps& maps, int lane, Memory& memory)
       : args_(args),
         maps_(maps),
         walk_(args, sizes, lane),
@@ -69,26 +69,26 @@ class OrderedKeys {
         read_once_(ReadOncePolicy()) {
     if (lane == 0) {
       for (Barrier& full : memory.full) full.Init(1);
-      FenceBarriers();
+      FenceBarrierInit();
     }
     FindPage();
   }
 
   __device__ bool NextIsOld() const { return walk_.IsOld(); }
 
-  // Orders the next tile, in the memory of the one that was taken last.
+  // Issues the next tile's loads, into the memory of the one that was taken last.
   __device__ void Start(int stage) {
     __syncwarp();  // all lanes have read it
     if (lane_ == 0) memory_.tiles[stage] = walk_.Tile();
     if (!walk_.exists()) return;
-    if (lane_ == 0) Order(memory_.data[stage], memory_.full[stage]);
+    if (lane_ == 0) Load(memory_.data[stage], memory_.full[stage]);
     walk_.Next();
     FindPage();
   }
 
   // What the oldest tile is.
   __device__ const StreamTile& Oldest(int stage) const {
-    __syncwarp();  // who ordered it has told what it is
+    __syncwarp();  // the lane that loads it has told what it is
     return memory_.tiles[stage];
   }
 
@@ -103,13 +103,13 @@ class OrderedKeys {
   __device__ Tile Values(int stage) const { return {memory_.data[stage][1]}; }
 
  private:
-  __device__ void Order(T (&data)[2][Shape::kTile], Barrier& full) const {
+  __device__ void Load(T (&data)[2][Shape::kTile], Barrier& full) const {
     const unsigned size = unsigned(args_.page_size);
     const int row = int((unsigned(page_) * unsigned(args_.kv_heads) + walk_.item().kv_head) * size +
                         unsigned(walk_.key()) % size);
     full.ArriveExpecting(sizeof(data));
-    CopyTile(data[0], maps_.k, 0, row, full, read_once_);
-    CopyTile(data[1], maps_.v, 0, row, full, read_once_);
+    TmaLoadTile(data[0], maps_.k, 0, row, full, read_once_);
+    TmaLoadTile(data[1], maps_.v, 0, row, full, read_once_);
   }
 
   // Zeros for values that no query sees: the tile has what the page has there, be it no number.
@@ -119,11 +119,11 @@ class OrderedKeys {
       if (tile.Contains(tile.key + i / kChunks)) continue;
       *reinterpret_cast<uint4*>(Values(stage).Chunk(i / kChunks, i % kChunks)) = {};
     }
-    FenceSharedCopies();  // before the next tile comes here
+    FenceAsyncProxy();  // before the next tile comes here
     __syncwarp();
   }
 
-  // Of the next tile, a tile ahead: the table must not delay the copies.
+  // The page of the next tile, a tile ahead: the table must not delay the loads.
   __device__ void FindPage() {
     const SplitItem& item = walk_.item();
     page_ = item.keys.empty() ? 0 : PageOf(args_, item.row, walk_.key());

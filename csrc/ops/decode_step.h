@@ -71,7 +71,7 @@ EET_HOST_DEVICE constexpr int64_t StepTileKeys(int64_t head_dim) {
 // Where blocks leave their results for each other: each layer's phases one after the other, all
 // activations [batch, size]. In 32-bit words; every section is a multiple of 16 bytes.
 struct DecodeStepExchange {
-  static constexpr int64_t kCounterStride = 32;  // a line of the second cache each
+  static constexpr int64_t kCounterStride = 32;  // a line of L2 each
   static constexpr int64_t kMaxBlocks = 144;     // a multiple of 16
 
   explicit EET_HOST_DEVICE DecodeStepExchange(const DecodeStepSizes& sizes) {

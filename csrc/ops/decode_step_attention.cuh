@@ -50,8 +50,8 @@ class Attender {
 
   static constexpr int kHeadWords = kDim / 2;
   static constexpr bool kShares = kDim <= 64;
-  static constexpr int kStrips = Strips::kStrips, kTeams = kConsumers / kStrips;
-  static_assert(kTeams * kStrips == kConsumers);
+  static constexpr int kStrips = Strips::kStrips, kTeams = kConsumerWarps / kStrips;
+  static_assert(kTeams * kStrips == kConsumerWarps);
   static constexpr int kStripsBarrier = 3;  // after those of decode_step_begin.cuh
 
   // One item at most for each warp, or for each team of warps: a strip of its tile for each warp,
@@ -86,12 +86,12 @@ class Attender {
                             RingPlace& place) {
     int most = of_lane.tiles;
 #pragma unroll
-    for (int step = 1; step < kConsumers; step *= 2) {
+    for (int step = 1; step < kConsumerWarps; step *= 2) {
       most = max(most, __shfl_xor_sync(kFullMask, most, step));
     }
     most = __shfl_sync(kFullMask, most, 0);
     for (int tile = 0; tile < most; ++tile) {
-      for (int warp = 0; warp < kConsumers; ++warp) {
+      for (int warp = 0; warp < kConsumerWarps; ++warp) {
         if (tile >= __shfl_sync(kFullMask, of_lane.tiles, warp)) continue;
         // The others' tiles too: a warp more than a turn of the ring away would lose its place.
         char* data = block_.AwaitTile(place);
@@ -118,7 +118,7 @@ class Attender {
         strips_.Attend(data, strip, item.keys, item.first_key, queries, output);
         if (strip > 0) strips_.Leave(data, strip, output);
       }
-      WaitAtBarrier<kConsumers * kWarpSize>(kStripsBarrier);
+      WaitAtBarrier<kConsumerWarps * kWarpSize>(kStripsBarrier);
       if (other == team && strip == 0) {
         for (int i = 1; i < kStrips; ++i) output.Merge(strips_.Take(data, i));
       }

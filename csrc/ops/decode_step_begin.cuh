@@ -27,12 +27,12 @@ __device__ void InitWords(StepBlock<T>& block) {
 #pragma unroll
   for (int i = 0; i < kMaxStages; ++i) {
     words.full[i].Init(1);
-    words.empty[i].InitForWarps(kConsumers);
+    words.empty[i].InitForWarps(kConsumerWarps);
   }
   const int finishers = block.finishers();
 #pragma unroll
   for (int i = 0; i < kSumSlots; ++i) {
-    words.sums_full[i].InitForWarps(kConsumers);
+    words.sums_full[i].InitForWarps(kConsumerWarps);
     words.sums_empty[i].Init(kAllLanesArrive ? block.batch() * kUnitPairs : finishers);
   }
 #pragma unroll
@@ -40,9 +40,9 @@ __device__ void InitWords(StepBlock<T>& block) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     words.moments_found[i].InitForWarps(finishers);
-    words.passed[i].InitForWarps(kConsumers + finishers);
+    words.passed[i].InitForWarps(kConsumerWarps + finishers);
   }
-  FenceBarriers();
+  FenceBarrierInit();
 }
 
 // Brings scale and bias of a norm, counted through the step, into their place; by one warp.
@@ -68,9 +68,9 @@ template <typename T>
 __device__ __forceinline__ void Begin(StepBlock<T>& block) {
   constexpr int kThreads = kStepThreads - kWarpSize;
   const int warp = WarpId(), batch = block.batch();
-  const int thread = int(threadIdx.x) - (warp > kProducer ? kWarpSize : 0);
+  const int thread = int(threadIdx.x) - (warp > kProducerWarp ? kWarpSize : 0);
   const DecodeStepArgs<T>& args = block.args();
-  if (warp == kLookout) BringNorm(block, 0);
+  if (warp == kLookoutWarp) BringNorm(block, 0);
   if (thread < batch) {
     block.words.rows[thread] = args.rows[thread];
     block.words.positions[thread] = args.positions[thread];

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "core/bulk_copy.cuh"
 #include "core/tensor_map.h"
+#include "core/tma.cuh"
 #include "ops/decode_step.h"
 #include "ops/decode_step_profile.cuh"
 #include "ops/decode_step_wait.cuh"
@@ -13,12 +13,13 @@
 namespace eet {
 
 // Roles of warps.
-constexpr int kConsumers = 8;  // multiply and attend
-constexpr int kProducer = 8;   // orders tiles
-constexpr int kLookout = 9;    // watches the counters
-constexpr int kFinisher = 10;  // and 11: add the consumers' sums and finish outputs
-constexpr int kFinishers = 2;  // the second for tokens from 8 on
+constexpr int kConsumerWarps = 8;       // the first: multiply and attend
+constexpr int kProducerWarp = 8;        // loads tiles
+constexpr int kLookoutWarp = 9;         // watches the counters
+constexpr int kFirstFinisherWarp = 10;  // add the consumers' sums and finish outputs
+constexpr int kFinisherWarps = 2;       // the second for tokens from 8 on
 constexpr int kFinisherTokens = 8;
+constexpr int kMaxUnitGroup = 4;  // units that a finisher takes at once, at most
 constexpr int kStepWarps = 12;
 
 // A tile is what one copy brings: 8 rows and 16 chunks of 64 columns of a weight, or as many keys
@@ -29,7 +30,8 @@ constexpr int kTileBytes = kTileRows * kTileChunks * kChunkColumns * 2;
 constexpr int kMaxStages = 13;
 constexpr int kSumSlots = 8;      // units under way from the consumers to the finishers, at most
 constexpr int kKnownTiles = 512;  // of the cache, whose rows a block remembers, at most
-constexpr int kSumsLine = (kConsumers + 1) * kTileRows;  // a token's, so that banks do not collide
+constexpr int kSumsLine =
+    (kConsumerWarps + 1) * kTileRows;  // a token's, so that banks do not collide
 
 // Offsets in shared memory, in bytes, and how much of the input it holds.
 //
@@ -44,7 +46,7 @@ constexpr int kSumsLine = (kConsumers + 1) * kTileRows;  // a token's, so that b
 //   windows   [layers]                    int32
 struct StepMemory {
   int stages, slab_chunks;
-  int sum_slots, unit_group;  // units that a finisher takes at once
+  int sum_slots, unit_group;  // of units: under way, and taken by a finisher at once
   bool keeps_norms;           // else they are read where they are
   int input, norms, sums, residual, rotary, windows, words;
   int bytes;
@@ -76,9 +78,9 @@ struct UnitRange {
 struct StepWords {
   Barrier full[kMaxStages], empty[kMaxStages];
   Barrier sums_full[kSumSlots], sums_empty[kSumSlots];
-  // Of a layer's phases: the lookout says that it is time to look for the data. Of its norms before
-  // attention and feed-forward: the finishers have found the moments; everybody has passed. Each
-  // goes round once a layer, and Pass says why a parity tells layers apart.
+  // For each phase of a layer: the lookout says that it is time to look for the data. For the norms
+  // before attention and feed-forward: the finishers have found the moments; everybody has passed.
+  // Each goes round once a layer, and Pass says why a parity tells layers apart.
   Barrier reported[kPhases], moments_found[2], passed[2];
   UnitRange units[kProducts];   // found once, for dividing takes a warp half a microsecond
   float2 moments[kStepTokens];  // of the stream: mean and reciprocal deviation
@@ -130,7 +132,7 @@ constexpr bool StepScalesOutputs(NormKind norm) {
   return std::is_same_v<T, bfloat16> && norm == NormKind::kRms;
 }
 
-// A place in the ring, and how often it has come round.
+// A place in the ring, and the parity of its barriers.
 struct RingPlace {
   int stage = 0, parity = 0;
 
@@ -158,13 +160,13 @@ struct StepBlock {
   __device__ const DecodeStepArgs<T>& args() const { return params.args; }
   __device__ const DecodeStepSizes& sizes() const { return params.args.sizes; }
   __device__ int batch() const { return int(params.args.sizes.batch); }
-  __device__ int finishers() const { return batch() <= kFinisherTokens ? 1 : kFinishers; }
+  __device__ int finishers() const { return batch() <= kFinisherTokens ? 1 : kFinisherWarps; }
 
   __device__ __forceinline__ void Trace(int layer, Phase phase, StepEvent event) const {
     Note(params.profile.moments, layer, phase, event);
   }
 
-  // Of a product with so many inputs.
+  // The block's share of a product with so many inputs.
   __device__ ProductShare Share(Product product, int64_t in) const {
     return ProductShare(words.units[product], in, params.memory.slab_chunks, batch());
   }
@@ -174,7 +176,7 @@ struct StepBlock {
     return static_cast<uint32_t*>(params.args.exchange) + layer * params.exchange.layer + offset;
   }
 
-  // Of those who are done with a phase; it begins at all ones.
+  // Counts those who are done with a phase; it begins at all ones.
   __device__ uint32_t* Counter(int layer, Phase phase) const {
     return static_cast<uint32_t*>(params.args.exchange) + params.exchange.counters +
            (layer * kPhases + int(phase)) * DecodeStepExchange::kCounterStride;

@@ -17,7 +17,7 @@ class Finisher {
   __device__ explicit Finisher(StepBlock<T>& block)
       : block_(block),
         lane_(LaneId()),
-        warp_(WarpId() - kFinisher),
+        warp_(WarpId() - kFirstFinisherWarp),
         first_token_(warp_ * kFinisherTokens),
         tokens_(max(0, min(block.batch() - first_token_, kFinisherTokens))),
         group_(block.params.memory.unit_group) {
@@ -51,7 +51,6 @@ class Finisher {
   }
 
  private:
-  static constexpr int kMostUnits = 4;  // that a warp takes at once
   static constexpr std::type_identity<T> kType = {};
 
   // Takes units of a share as they come: prepare(at, valid) before the sums are there, then
@@ -74,9 +73,9 @@ class Finisher {
                          StepBlock<T>::kSumsWait);
       __syncwarp();
       float2 sum = {};
-      if (valid || !kAllLanesArrive) {  // who reads along has to arrive, if all must
+      if (valid || !kAllLanesArrive) {  // under racecheck lanes that arrive must have read
 #pragma unroll
-        for (int warp = 0; warp < kConsumers; ++warp) {
+        for (int warp = 0; warp < kConsumerWarps; ++warp) {
           const float2 part = *reinterpret_cast<const float2*>(parts + warp * kTileRows);
           sum = {sum.x + part.x, sum.y + part.y};
         }
@@ -269,8 +268,9 @@ class Finisher {
 
   static constexpr int kTokenLanes = kWarpSize / kFinisherTokens;
 
-  // Of the warp's tokens, the sums of squares and, for layer norm, of the stream: token t's in
-  // lanes t * kTokenLanes and after. Few tokens leave half of the lanes for the second sum.
+  // Sums over the stream of the warp's tokens: of squares and, for layer norm, of the stream
+  // itself; token t's are in lanes t * kTokenLanes and after. Few tokens leave half of the lanes
+  // for the second sum.
   __device__ __forceinline__ float2 Totals(int norm) {
     constexpr int kHalf = kWarpSize / 2;
     const bool halves = IsLayerNorm() && tokens_ <= kFinisherTokens / 2;
@@ -339,7 +339,7 @@ class Finisher {
 
   StepBlock<T>& block_;
   const int lane_, warp_, first_token_, tokens_, group_;
-  // Of this lane: its unit of a group, its token, the first of its two outputs in a unit, and
+  // This lane's: its unit of a group, its token, the first of its two outputs in a unit, and
   // whether it says that a unit's sums have been read.
   int unit_, token_, column_;
   bool releases_;

@@ -45,7 +45,7 @@ class InputSlab {
   // is as long as what there is to load, for the warp issues an instruction in about six cycles.
   __device__ __forceinline__ void BringSlab(int first, int count) {
     if (!block_.params.profile.stages) return;
-    const int quads = ((count - warp_ + kConsumers - 1) / kConsumers + 3) / 4;
+    const int quads = ((count - warp_ + kConsumerWarps - 1) / kConsumerWarps + 3) / 4;
     const Slab slab = {first, count, quads};
     __syncwarp();  // all lanes have read what was here
     if (quads > 4) {
@@ -73,7 +73,7 @@ class InputSlab {
   }
 
  private:
-  static constexpr int kQuad = 4 * kConsumers;  // chunks from a load to the next
+  static constexpr int kQuad = 4 * kConsumerWarps;  // chunks from a load to the next
 
   struct Slab {
     int first, count, quads;
@@ -120,7 +120,7 @@ class InputSlab {
     }
   }
 
-  // Of the pieces that this lane has brought.
+  // Norms the pieces that this lane has brought.
   __device__ __forceinline__ void Norm(const Slab& slab) const {
     const NormWeights<T> weights = Weights();
     for (int chunk = FirstChunk(); chunk < slab.count; chunk += kQuad) {
@@ -138,7 +138,7 @@ class InputSlab {
     }
   }
 
-  // Of eight columns.
+  // A norm's weights of eight columns.
   struct NormPiece {
     uint4 scale, bias;
   };
@@ -173,7 +173,7 @@ class InputSlab {
   }
 
   // This lane's first chunk of a slab.
-  __device__ int FirstChunk() const { return warp_ + kConsumers * (lane_ / 8); }
+  __device__ int FirstChunk() const { return warp_ + kConsumerWarps * (lane_ / 8); }
 
   // This lane's 16 bytes of a token's chunk. Those of eight tokens lie in eight groups of banks.
   __device__ uint4* Piece(int token, int chunk) const {

@@ -5,18 +5,18 @@
 // kernel has not begun. Here one block per multiprocessor runs all products of all layers, and
 // memory never rests:
 //
-//   * A producer warp orders tiles of 16 KiB, in the order in which they will be multiplied, into a
-//     ring in shared memory. Weights do not depend on activations, so while the blocks exchange
-//     activations between two products, tiles of the next one arrive. The ring is deep (11 or 12
-//     tiles, 5 us of the stream), but only four tiles are under way at a time on an H200: with two
-//     the stream loses 10%, with eight 2%, and the exchange waits longer for the second cache. An
+//   * A producer warp issues TMA loads of 16 KiB tiles, in the order in which they will be
+//     multiplied, into a ring in shared memory. Weights do not depend on activations, so while the
+//     blocks exchange activations between two products, tiles of the next one arrive. The ring is
+//     deep (11 or 12 tiles, 5 us of the stream), but only four tiles are under way at a time on an
+//     H200: with two the stream loses 10%, with eight 2%, and the exchange waits longer for L2. An
 //     H100's memory is slower, and two are best.
 //   * Every block has the same bytes of every product, not only in sum: a phase ends when its last
 //     block ends. The number of blocks is chosen for that (Grid), 128 rather than 132 where it
 //     divides a model's sizes.
 //   * Blocks exchange activations without fences (decode_step_wait.cuh).
-//   * Weights stay row-major: the copy engine's swizzle puts eight rows of a tile into eight groups
-//     of banks, as ldmatrix reads them (tensor_map.h). Boxes of rows stream at 4.55 TB/s, as fast
+//   * Weights stay row-major: TMA's swizzle puts eight rows of a tile into eight groups of banks,
+//     as ldmatrix reads them (tensor_map.h). Boxes of rows stream at 4.55 TB/s, as fast
 //     as tiles that are contiguous in memory.
 //   * Between two exchanges a single warp's instructions count: it issues one in about six cycles,
 //     for the code of a layer (100 KB) is more than a multiprocessor's instruction cache holds, and
@@ -33,7 +33,7 @@
 //   up        norm of the stream, product, activation          all blocks
 //   down      product, residual                                all blocks
 //
-// Within a block eight consumer warps multiply and attend, a producer orders tiles, finishers add
+// Within a block eight consumer warps multiply and attend, a producer loads tiles, finishers add
 // the consumers' sums and finish outputs, and a lookout watches the phases' counters.
 //
 // benchmarks/profile_step.py shows what each phase waits for (decode_step_profile.cuh).
@@ -54,21 +54,20 @@ __global__ void __launch_bounds__(kStepThreads, 1)
   if (threadIdx.x == 0) InitWords(block);
   if (warp == 1 && LaneId() < kProducts) FindUnits(block, Product(LaneId()));
   __syncthreads();
-  // Registers are dealt to groups of four warps, 168 to each thread at the launch. The last group
-  // gives most of its own to the other two: 72 + 2 * 216 = 3 * 168. With more they would wait for
-  // ever.
-  if (warp < kConsumers) {
+  // Registers are dealt to warpgroups, 168 to each thread at the launch. The last one gives most
+  // of its own to the other two: 72 + 2 * 216 = 3 * 168. With more they would wait for ever.
+  if (warp < kConsumerWarps) {
     TakeRegisters<216>();
     Begin(block);
     Consume<T, kDim, kSets, kScales>(block);
   } else {
     GiveRegisters<72>();
-    if (warp == kProducer) {
+    if (warp == kProducerWarp) {
       Producer<T, kDim>(block).Run();
     } else {
       Begin(block);
-      if (warp == kLookout) Lookout<T, kDim>(block).Run();
-      if (warp >= kFinisher) Finisher<T, kScales>(block).Run();
+      if (warp == kLookoutWarp) Lookout<T, kDim>(block).Run();
+      if (warp >= kFirstFinisherWarp) Finisher<T, kScales>(block).Run();
     }
   }
 #endif

@@ -14,7 +14,7 @@ class Merger {
 
   // All tasks of a layer that this warp has.
   __device__ void Run(int layer, const ItemDeal<T>& deal) {
-    const int tasks = deal.tasks(), stride = int(gridDim.x) * kConsumers;
+    const int tasks = deal.tasks(), stride = int(gridDim.x) * kConsumerWarps;
     const int first = warp_ * int(gridDim.x) + int(blockIdx.x);
     if (first >= tasks) return;
     block_.Trace(layer, Phase::kAttended, StepEvent::kBegan);

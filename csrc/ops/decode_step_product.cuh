@@ -18,7 +18,8 @@ namespace eet {
 template <typename T, int kSets>
 class TileFragments {
  public:
-  static constexpr int kChunks = kTileChunks / kConsumers;  // of the warp: chunks warp, warp + 8
+  static constexpr int kChunks =
+      kTileChunks / kConsumerWarps;  // of the warp: chunks warp, warp + 8
 
   using Weights = uint32_t[kChunks][2][4];
   using Tokens = uint32_t[kChunks][4];
@@ -44,7 +45,7 @@ class TileFragments {
   __device__ __forceinline__ void LoadTokens(int first, int set, Tokens& tokens) const {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      LoadMatrices(tokens[i], tokens_[set] + (first + i * kConsumers) * token_chunk_);
+      LoadMatrices(tokens[i], tokens_[set] + (first + i * kConsumerWarps) * token_chunk_);
     }
   }
 
@@ -53,8 +54,8 @@ class TileFragments {
     for (int i = 0; i < kChunks; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        LoadMatrices(weights[i][half],
-                     (tile + weights_ + i * (kConsumers * kWeightChunk)) ^ (half * (kLine / 2)));
+        LoadMatrices(weights[i][half], (tile + weights_ + i * (kConsumerWarps * kWeightChunk)) ^
+                                           (half * (kLine / 2)));
       }
     }
   }
@@ -114,9 +115,9 @@ class TileFragments {
 
 // kSets: of kTokensOfSet, for the whole batch.
 template <typename T, int kSets>
-class Multiplier {
+class StepMultiplier {
  public:
-  __device__ explicit Multiplier(StepBlock<T>& block)
+  __device__ explicit StepMultiplier(StepBlock<T>& block)
       : block_(block), lane_(LaneId()), fragments_(block, WarpId(), lane_) {}
 
   // Multiplies a block's share of a kernel by the input, tile by tile, from `place` on.

@@ -39,8 +39,8 @@ struct StepProfile {
   // The lookout reports a phase when all arrivals but one in so many are there.
   EET_STEP_KNOB int early_part = 2;
 
-  // Of every byte of the exchange when the step begins. With 0x3f all results and counts are there
-  // already: nobody waits for anybody.
+  // What every byte of the exchange is when the step begins. With 0x3f all results and counts are
+  // there already: nobody waits for anybody.
   EET_STEP_KNOB int exchange_fill = 0xff;
 
   // Parts of the step that can be left out where nobody waits.
@@ -57,13 +57,13 @@ struct StepProfile {
 
 #ifdef EET_STEP_PROFILE
 
-// Of the steps launched next.
+// The profile of the steps launched next.
 inline StepProfile& CurrentStepProfile() {
   static StepProfile profile;
   return profile;
 }
 
-// Of several warps' moments the last one stays.
+// Records when a warp came so far; of several warps' moments the last one stays.
 __device__ __forceinline__ void Note(int64_t* moments, int layer, Phase phase, StepEvent event) {
   if (moments == nullptr || threadIdx.x % kWarpSize != 0) return;
   volatile int64_t* at = moments + StepProfile::MomentAt(layer, phase, event, int(blockIdx.x));

@@ -58,7 +58,7 @@ template <typename T, int kDim, int kSets, bool kScales>
 __device__ void Consume(StepBlock<T>& block) {
   const int layers = int(block.sizes().layers);
   RingPlace place;
-  Multiplier<T, kSets> multiplier(block);
+  StepMultiplier<T, kSets> multiplier(block);
   InputSlab<T, kScales> slab(block);
   Attender<T, kDim> attender(block);
   // One call of each, so that the code stays small.
@@ -123,7 +123,7 @@ class Producer {
     --under_way_;
   }
 
-  // One lane orders a tile of so many bytes: copy(shared, barrier).
+  // One lane loads a tile of so many bytes: copy(shared, barrier).
   template <typename F>
   __device__ __forceinline__ void Order(int bytes, F&& copy) {
     // Never more than the ring holds: a place is waited for before it is given again.
@@ -151,7 +151,7 @@ class Producer {
         for (int unit = group; unit < end; ++unit) {
           for (int chunk = slab; chunk < slab_end; chunk += kTileChunks) {
             Order(kTileBytes, [&](char* shared, Barrier& barrier) {
-              CopyTile(shared, map, chunk, first_row + unit * kTileRows, barrier, policy_);
+              TmaLoadTile(shared, map, chunk, first_row + unit * kTileRows, barrier, policy_);
             });
           }
         }
@@ -183,15 +183,15 @@ class Producer {
           row = CacheRow(item, tile, next);
           if (entry < kKnownTiles) block_.words.cache_rows[entry] = row;
         }
-        entry += kConsumers;
+        entry += kConsumerWarps;
         next = look(tile + 1);  // while this one is under way
         for (unsigned warps = __ballot_sync(kFullMask, tile < item.tiles); warps != 0;
              warps &= warps - 1) {
           const int first = of_layer + __shfl_sync(kFullMask, row, __ffs(warps) - 1);
           if (lane_ != 0) continue;
           Order(Tile::kBytes, [&](char* shared, Barrier& barrier) {
-            CopyTile(shared, params.k, 0, first, barrier, policy_);
-            CopyTile(shared + Tile::kHalf, params.v, 0, first, barrier, policy_);
+            TmaLoadTile(shared, params.k, 0, first, barrier, policy_);
+            TmaLoadTile(shared + Tile::kHalf, params.v, 0, first, barrier, policy_);
           });
         }
       }

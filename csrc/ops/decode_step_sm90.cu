@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/launch_problem.h"
+#include "core/round.h"
 #include "ops/decode_step_launch.cuh"
 
 namespace eet {
@@ -19,7 +20,7 @@ struct Gpu {
 };
 
 // Tiles that each block has under way at a time. Fewer than memory needs leave it idle; more make
-// every round trip through the second cache longer: on an H200 (4.9 TB/s) four are best, on an H100
+// every round trip through L2 longer: on an H200 (4.9 TB/s) four are best, on an H100
 // (3.35 TB/s) two.
 int TilesInFlight(int device) {
   int kilohertz = 0, bits = 0;
@@ -45,8 +46,6 @@ Gpu FindGpu() {
   if (kilohertz > 0) gpu.kilohertz = kilohertz;
   return gpu;
 }
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // So many ticks that a wait which ends after them has lasted so long. None for no time; at most
 // half of what fits.
@@ -75,7 +74,8 @@ int Grid(const DecodeStepSizes& sizes, int multiprocessors) {
   return best;
 }
 
-// Of a layer's norms in shared memory. Wider ones would take the room of the ring, or of the input.
+// The room of a layer's norms in shared memory. Wider ones would take that of the ring or the
+// input.
 constexpr int64_t kMostNormBytes = 48 << 10;
 
 // Divides the shared memory, with so many bytes at most for the input: the ring gets what the rest
@@ -92,14 +92,14 @@ StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int sha
   int used = 0;
   const auto take = [&](int64_t bytes) {
     const int at = used;
-    used += int(CeilDiv(bytes, 128) * 128);
+    used += int(RoundUp(bytes, 128));
     return at;
   };
   memory.input = take(int64_t{memory.slab_chunks} * chunk_bytes);
   const int64_t norm_bytes = 2 * norm_rows * sizes.hidden * 2;
   memory.keeps_norms = norm_bytes <= kMostNormBytes;
   memory.norms = take(memory.keeps_norms ? norm_bytes : 0);
-  memory.unit_group = std::max(1, std::min(4, kFinisherTokens / batch));
+  memory.unit_group = std::max(1, std::min(kMaxUnitGroup, kFinisherTokens / batch));
   memory.sum_slots = std::max(4, 2 * memory.unit_group);
   memory.sums = take(int64_t{memory.sum_slots} * batch * kSumsLine * 4);
   memory.residual = take(CeilDiv(CeilDiv(sizes.hidden, kTileRows), grid) * kTileRows * batch * 4);
@@ -133,7 +133,7 @@ bool MakeMaps(StepParams<T>& params) {
   const DecodeStepArgs<T>& args = params.args;
   const DecodeStepSizes& sizes = args.sizes;
   const auto weight = [](CUtensorMap* map, const T* kernel, int64_t rows, int64_t cols) {
-    return MakeRowTiles(map, kernel, rows, cols, kTileRows, kTileChunks);
+    return MakeTileMap(map, kernel, rows, cols, kTileRows, kTileChunks);
   };
   const int64_t keys = sizes.layers * sizes.pages * sizes.kv_heads * sizes.page_size;
   const int tile_keys = int(StepTileKeys(sizes.head_dim));
@@ -143,8 +143,8 @@ bool MakeMaps(StepParams<T>& params) {
          weight(&params.up, args.up_kernel, sizes.layers * sizes.up_size(), sizes.hidden) &&
          weight(&params.down, args.down_kernel, sizes.layers * sizes.hidden, sizes.inner) &&
          weight(&params.head, args.head, sizes.vocab, sizes.hidden) &&
-         MakeRowTiles(&params.k, args.k, keys, sizes.head_dim, tile_keys, head_chunks) &&
-         MakeRowTiles(&params.v, args.v, keys, sizes.head_dim, tile_keys, head_chunks);
+         MakeTileMap(&params.k, args.k, keys, sizes.head_dim, tile_keys, head_chunks) &&
+         MakeTileMap(&params.v, args.v, keys, sizes.head_dim, tile_keys, head_chunks);
 }
 
 }  // namespace

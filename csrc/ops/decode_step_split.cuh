@@ -44,17 +44,17 @@ class ItemDeal {
   __device__ int tasks() const { return tasks_; }
 
   // Warps that have tasks.
-  __device__ int merging_warps() const { return min(tasks_, int(gridDim.x) * kConsumers); }
+  __device__ int merging_warps() const { return min(tasks_, int(gridDim.x) * kConsumerWarps); }
 
   // Rounds in which each consumer warp of this block has at most one item.
   __device__ int rounds() const { return rounds_; }
 
-  // The item of consumer warp `lane` in a round, for lanes below kConsumers; others, and warps
+  // The item of consumer warp `lane` in a round, for lanes below kConsumerWarps; others, and warps
   // without one, get an item without heads and tiles. Found anew in every layer: kept, it would
   // take the registers that attention needs.
   __device__ __forceinline__ AttentionItem ItemOfLane(int round) const {
     const int lane = LaneId();
-    const int index = int(blockIdx.x) + int(gridDim.x) * (round * kConsumers + lane);
+    const int index = int(blockIdx.x) + int(gridDim.x) * (round * kConsumerWarps + lane);
     const int token = Owner(items_end_, index);
     const int end_before = __shfl_sync(kFullMask, items_end_, max(token - 1, 0));
     const int count = max(__shfl_sync(kFullMask, splits_.count, token), 1);
@@ -66,7 +66,7 @@ class ItemDeal {
     splits.keys.end = __shfl_sync(kFullMask, splits_.keys.end, token);
     splits.first = __shfl_sync(kFullMask, splits_.first, token);
     splits.size = __shfl_sync(kFullMask, splits_.size, token);
-    if (lane >= kConsumers || index >= items_) return {};
+    if (lane >= kConsumerWarps || index >= items_) return {};
     const int local = index - (token == 0 ? 0 : end_before), heads = local / count;
     item.split = local % count;
     item.splits = count;
@@ -123,7 +123,7 @@ class ItemDeal {
     items_ = __shfl_sync(kFullMask, items_end_, LastToken());
     tasks_ = __shfl_sync(kFullMask, tasks_end_, LastToken());
     const int mine = (items_ - int(blockIdx.x) + int(gridDim.x) - 1) / int(gridDim.x);
-    rounds_ = (max(mine, 0) + kConsumers - 1) / kConsumers;
+    rounds_ = (max(mine, 0) + kConsumerWarps - 1) / kConsumerWarps;
   }
 
   __device__ int LastToken() const { return block_.batch() - 1; }

@@ -2,13 +2,14 @@
 // at a time.
 #pragma once
 
-#include "ops/decode_step_heads.cuh"
+#include "core/round.h"
+#include "ops/decode_step_cache_tile.cuh"
 #include "ops/softmax.h"
 
 namespace eet {
 
-// Of up to eight heads over some keys. Element [n][2 * i + j] is of column 16 * n + 8 * i + lane /
-// 4 and head lane % 4 * 2 + j.
+// What up to eight heads have attended to over some keys. Element [n][2 * i + j] is of column 16 *
+// n + 8 * i + lane / 4 and head lane % 4 * 2 + j.
 template <int kDim>
 struct AttentionOutput {
   static constexpr int kFragments = kDim / 16;
@@ -40,7 +41,7 @@ using AttentionQueries = uint32_t[kDim / 16][2];
 template <int kDim>
 struct NewKey {
   static constexpr int kHeadWords = kDim / 2;
-  static constexpr int kWords = (kHeadWords + kWarpSize - 1) / kWarpSize;
+  static constexpr int kWords = CeilDiv(kHeadWords, kWarpSize);
 
   uint32_t key[kWords], value[kWords];
 
@@ -87,7 +88,7 @@ class StripAttender {
     for (int i = max(row + 1, begin) * kPieces + lane_; i < end * kPieces; i += kWarpSize) {
       *reinterpret_cast<uint4*>(values.Piece(i / kPieces, i % kPieces)) = {};
     }
-    FenceSharedCopies();  // the copy engine writes here next
+    FenceAsyncProxy();  // TMA writes here next
     __syncwarp();
   }
 
@@ -101,7 +102,7 @@ class StripAttender {
     }
     const SoftmaxState(&softmax)[2] = output.softmax;
     *StatesAt(data, strip) = {softmax[0].max, softmax[0].sum, softmax[1].max, softmax[1].sum};
-    FenceSharedCopies();
+    FenceAsyncProxy();
   }
 
   __device__ __forceinline__ Output Take(char* data, int strip) const {
@@ -128,7 +129,7 @@ class StripAttender {
     float values[4];
   };
 
-  // Of a scores' or weights' strip: element 2 * i + j is of key 8 * i + lane / 4 and head
+  // A strip of scores or weights: element 2 * i + j is of key 8 * i + lane / 4 and head
   // lane % 4 * 2 + j.
   using Scores = float[4];
 

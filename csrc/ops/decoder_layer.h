@@ -73,7 +73,7 @@ void DecoderLayer(Stream stream, AttentionBlockArgs<T> attention, MlpBlockArgs<T
   T* x = attention.y;
   if (!parallel_residual) {
     attention.residual = mlp.x = mlp.residual = mlp.y = x;
-    mlp.kernels_are_ready = true;  // the attention block has waited for all kernels in front
+    mlp.weights_are_ready = true;  // the attention block waits for all preceding kernels
     const NormPieces<T> pieces(workspace, mlp.sizes, mlp.path);
     if (mlp.norm.kind == NormKind::kRms) {
       FuseMiddleNorm(attention, mlp, pieces);
@@ -88,7 +88,7 @@ void DecoderLayer(Stream stream, AttentionBlockArgs<T> attention, MlpBlockArgs<T
   mlp.x = mlp.residual = x;
   mlp.y = sum;
   attention.residual = sum;
-  attention.kernels_are_ready = true;  // after the feed-forward block
+  attention.weights_are_ready = true;  // after the feed-forward block
   MlpBlock(stream, mlp, workspace);
   AttentionBlock(stream, attention, workspace);
 }

@@ -11,8 +11,8 @@ constexpr int kMaxThreads = 256;
 // kWidth elements per access: a vector where rows are aligned, else one.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kMaxThreads) EmbeddingKernel(EmbeddingArgs<T> args) {
-  LetNextKernelStart();
-  WaitForKernelsBefore();
+  LaunchDependents();
+  WaitForDependencies();
   const int64_t token = blockIdx.x;
   const int32_t position = args.positions ? args.positions[token] : 0;
   EmbedToken<kWidth>(args, token, args.tokens[token], position, threadIdx.x, blockDim.x);
@@ -26,7 +26,7 @@ void Embedding(Stream stream, const EmbeddingArgs<T>& args) {
   const int64_t packs = aligned ? args.hidden / kVector : args.hidden;
   const int threads = int(std::min<int64_t>(kMaxThreads, (packs + 31) / 32 * 32));
   auto kernel = aligned ? EmbeddingKernel<T, kVector> : EmbeddingKernel<T, 1>;
-  LaunchEarly(kernel, {.grid = dim3(args.num_tokens), .block = dim3(threads)}, stream, args);
+  LaunchWithPdl(kernel, {.grid = dim3(args.num_tokens), .block = dim3(threads)}, stream, args);
 }
 
 template void Embedding(Stream, const EmbeddingArgs<float>&);

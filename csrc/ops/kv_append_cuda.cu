@@ -1,6 +1,7 @@
 // Cache append on the GPU. One warp per head of a token, for its key and its value.
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
+#include "core/round.h"
 #include "core/vector.cuh"
 #include "ops/kv_append.h"
 
@@ -38,7 +39,7 @@ void KvAppend(Stream stream, const KvAppendArgs<T>& args) {
   constexpr int kVector = Vector<T>::kSize;
   const bool aligned = args.head_dim % kVector == 0 && IsAligned16(args.k_new) &&
                        IsAligned16(args.v_new) && IsAligned16(args.k) && IsAligned16(args.v);
-  const int64_t blocks = (heads + kWarps - 1) / kWarps;
+  const int64_t blocks = CeilDiv(heads, kWarps);
   auto kernel = aligned ? KvAppendKernel<T, kVector> : KvAppendKernel<T, 1>;
   LaunchKernel(kernel, {.grid = dim3(blocks), .block = dim3(kWarps * kWarpSize)}, stream, args);
 }

@@ -17,13 +17,13 @@ struct LayerNormArgs {
   T* y;            // [rows, cols]
   int64_t rows, cols;
   float eps;
-  bool lets_overtake = false;  // as RowOperands has it
+  bool launches_dependents_early = false;  // as RowOperands has it
 };
 
 template <typename T>
 void LayerNorm(Stream stream, const LayerNormArgs<T>& args);
 
-// Of floats, or of vectors of them.
+// One element of y. V: float, or a vector of floats.
 template <typename V>
 EET_HOST_DEVICE V LayerNormElement(V x, V scale, V bias, float mean, float inv_std) {
   return (x - mean) * inv_std * scale + bias;

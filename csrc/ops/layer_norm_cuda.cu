@@ -27,7 +27,7 @@ void LayerNorm(Stream stream, const LayerNormArgs<T>& args) {
                             .y = args.y,
                             .rows = args.rows,
                             .cols = args.cols,
-                            .lets_overtake = args.lets_overtake};
+                            .launches_dependents_early = args.launches_dependents_early};
   DispatchRow(rows, [&]<class Row>(const LaunchShape& shape) {
     LaunchRows(LayerNormKernel<T, Row>, shape, stream, rows, args.eps);
   });

@@ -11,8 +11,8 @@
 
 namespace eet {
 
-// How the product is computed. Chosen by the caller's path, never by the number of rows, so that a
-// row's bits do not depend on its neighbours.
+// How the product is computed. Chosen by the caller: the order of a sum depends on the path, never
+// on the number of rows, so that a row's bits do not depend on its neighbours.
 enum class LinearPath : int64_t {
   kDecode,   // few rows: reads the kernel once at full bandwidth
   kPrefill,  // many rows: GEMMs on CUDA
@@ -22,7 +22,7 @@ enum class LinearPath : int64_t {
 // sums of the squares of y; the second multiplies y * scale, and its sums by the reciprocal root
 // mean square, which is the same for all columns of a row. Only where LinearSquareParts says so.
 
-// Of the first product.
+// What the first product leaves for the norm.
 template <typename Y>
 struct ScaledOutput {
   const Y* scale = nullptr;  // [out]; nullptr: no norm follows
@@ -30,7 +30,7 @@ struct ScaledOutput {
   float* squares = nullptr;  // [rows, LinearSquaresLine(out)]
 };
 
-// Of the second.
+// What the second one takes of it.
 struct NormedInput {
   const float* squares = nullptr;  // [rows, LinearSquaresLine(in)]; nullptr: x is as it should be
   int64_t parts = 0;               // sums of a row
@@ -49,9 +49,9 @@ struct LinearArgs {
   Activation activation;
   bool gated;  // kernel rows are gate 0, up 0, gate 1, ...: y = activation(gate) * up + residual
   LinearPath path;
-  // No kernel that this one may overtake writes `kernel`: it may be read before those in front have
-  // ended. So it is behind any kernel that waits for them before it lets the next one start.
-  bool kernel_is_ready = false;
+  // `kernel` was complete before the preceding GPU kernel let this one start, so it may be read
+  // before WaitForDependencies (core/launch.cuh).
+  bool weights_are_ready = false;
   NormedInput normed = {};
   ScaledOutput<Y> scaled = {};
 };
@@ -75,7 +75,7 @@ constexpr bool LinearNeedsScratch(LinearPath path, bool gated, bool has_activati
   return path == LinearPath::kPrefill && (gated || (has_activation && has_residual));
 }
 
-// Of a product that is kept, rows that are computed together.
+// The rows of a kept product that are computed together.
 constexpr int64_t LinearScratchRows(int64_t rows) { return rows < 512 ? rows : 512; }
 
 // Finishes one output whose product is `sum`.

@@ -7,7 +7,7 @@ namespace eet {
 
 constexpr int64_t kFewRows = 8;  // more pay for blocks
 
-// Streams the kernel once for all rows, which share the first cache.
+// Streams the kernel once for all rows, which share them in L1.
 template <typename T, typename Y>
 void LinearFewRows(const Stream& stream, const LinearArgs<T, Y>& args);
 

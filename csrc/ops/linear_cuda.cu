@@ -6,7 +6,7 @@
 #include "core/launch.cuh"
 #include "core/vector.cuh"
 #include "ops/linear_decode_sm90.h"
-#include "ops/linear_sm90.h"
+#include "ops/linear_prefill_sm90.h"
 
 namespace eet {
 
@@ -24,9 +24,9 @@ void Linear(Stream stream, const LinearArgs<T, Y>& args) {
     LinearDecode(stream, args);
   } else {
     if constexpr (sizeof(T) == 2) {
-      if (ComputeMajor() == 9 && LinearSm90Takes(args)) return LinearSm90(stream, args);
+      if (ComputeMajor() == 9 && LinearSm90Takes(args)) return LinearPrefillSm90(stream, args);
     }
-    LinearPrefill(stream, args);
+    LinearCublasLt(stream, args);
   }
 }
 

@@ -23,6 +23,6 @@ constexpr bool LibraryActivates(Activation activation) {
 
 // Library GEMM; rows of x and kernel are aligned to 16 bytes.
 template <typename T, typename Y>
-void LinearPrefill(Stream stream, const LinearArgs<T, Y>& args);
+void LinearCublasLt(Stream stream, const LinearArgs<T, Y>& args);
 
 }  // namespace eet

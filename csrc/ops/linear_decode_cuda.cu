@@ -9,6 +9,7 @@
 
 #include "core/launch.cuh"
 #include "core/mma.cuh"
+#include "core/round.h"
 #include "core/vector.cuh"
 #include "ops/linear_decode.cuh"
 
@@ -184,8 +185,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kWarps == 8 && kOutTiles ==
 template <int kTokenTiles, int kOutTiles, int kWarps, typename T, typename Y>
 static void Launch(Stream stream, const LinearArgs<T, Y>& args) {
   constexpr int kBlockOuts = kOutTiles * kOuts, kBlockTokens = kTokenTiles * kTokens;
-  const dim3 grid((args.out + kBlockOuts - 1) / kBlockOuts,
-                  (args.rows + kBlockTokens - 1) / kBlockTokens);
+  const dim3 grid(CeilDiv(args.out, kBlockOuts), CeilDiv(args.rows, kBlockTokens));
   LaunchKernel(LinearDecodeKernel<T, Y, kTokenTiles, kOutTiles, kWarps>,
                {.grid = grid, .block = dim3(kWarps * kWarpSize)}, stream, args);
 }

@@ -2,6 +2,7 @@
 // the columns among themselves four at a time, and fold their sums in a fixed order.
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
+#include "core/round.h"
 #include "ops/linear_decode.cuh"
 
 namespace eet {
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
 
 template <int kTokens, typename Y>
 static void Launch(Stream stream, const LinearArgs<float, Y>& args) {
-  const dim3 grid((args.out + 2 * kWarps - 1) / (2 * kWarps), (args.rows + kTokens - 1) / kTokens);
+  const dim3 grid(CeilDiv(args.out, 2 * kWarps), CeilDiv(args.rows, kTokens));
   LaunchKernel(LinearDecodeFloatKernel<Y, kTokens>,
                {.grid = grid, .block = dim3(kWarps * kWarpSize)}, stream, args);
 }

@@ -10,7 +10,7 @@ void LinearDecodeSm90(Stream stream, const LinearArgs<T, Y>& args) {
                                                     {.rows = args.rows,
                                                      .in = args.in,
                                                      .out = args.out,
-                                                     .kernel_is_ready = args.kernel_is_ready,
+                                                     .weights_are_ready = args.weights_are_ready,
                                                      .normed = args.normed},
                                                     args);
 }

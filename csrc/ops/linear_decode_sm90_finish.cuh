@@ -25,8 +25,8 @@ class LinearDecodeFinisher {
     if (rank < Shape::kSplits) {
       if (rank == 0) shared_.all_received.ArriveExpecting((Shape::kSplits - 1) * bytes);
       if (rank != Shape::Rank()) {
-        SendBytes(rank, shared_.received[Shape::Rank()], shared_.sums[rank], bytes,
-                  shared_.all_received);
+        BulkCopyTo(rank, shared_.received[Shape::Rank()], shared_.sums[rank], bytes,
+                   shared_.all_received);
       }
     }
     shared_.all_received.Wait(0);
@@ -38,7 +38,7 @@ class LinearDecodeFinisher {
                                          int64_t outs) const {
     const int64_t first_out = FirstOut(part);
 #pragma unroll 4
-    for (int i = threadIdx.x; i < tokens_ * kFours; i += Shape::kConsumers) {
+    for (int i = threadIdx.x; i < tokens_ * kFours; i += Shape::kConsumerThreads) {
       const int token = i / kFours, at = i % kFours * 4;
       const int64_t row = part.token + token, out = first_out + at;
       if (out >= outs) continue;
@@ -59,12 +59,12 @@ class LinearDecodeFinisher {
  private:
   static constexpr int kFours = Shape::kShare / 4;
 
-  // Of this block's share.
+  // The first output of this block's share.
   static __device__ __forceinline__ int64_t FirstOut(const LinearDecodePart& part) {
     return part.out + Shape::Rank() * Shape::kShare;
   }
 
-  // Of a share, from all blocks that divide the columns.
+  // The sums of this block's share, from all blocks that divide the columns.
   __device__ __forceinline__ Sums* Parts() const {
     return Shape::kSplits == 1 ? shared_.sums : shared_.received;
   }
@@ -72,7 +72,7 @@ class LinearDecodeFinisher {
   // Adds what Finish has left of each token: one part for each block. By all consumers.
   __device__ __forceinline__ void StoreSquares(float* squares, const LinearDecodePart& part,
                                                int64_t outs) const {
-    WaitAtBarrier<Shape::kConsumers>(1);
+    WaitAtBarrier<Shape::kConsumerThreads>(1);
     const int token = threadIdx.x;
     if (token >= tokens_) return;
     const int64_t first_out = FirstOut(part);

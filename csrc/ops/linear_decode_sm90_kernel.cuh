@@ -1,15 +1,15 @@
-// Linear for few rows on Hopper: a kernel read once at memory speed, rows of x by the way.
+// Linear for few rows on Hopper: weights read once at memory speed.
 //
 //   * Weights are the first operand of the tensor cores' products, 64 outputs for each of two
-//     groups of four warps; rows of x, here called tokens, are the columns of the second. So few
+//     warpgroups; rows of x, here called tokens, are the columns of the second. So few
 //     tokens waste nothing but their own columns.
-//   * One thread orders weights and tokens from the copy engine into a ring, 64 columns at a time.
+//   * One thread issues TMA loads of weights and tokens into a ring, 64 columns at a time.
 //     Two blocks share a multiprocessor: while one begins or ends, the other's weights stream.
-//   * Inside a layer weights depend on no kernel in front: the ring is full of them when that ends.
+//   * Inside a layer weights depend on no preceding kernel: the ring is full of them when it ends.
 //   * Where tiles of 128 outputs are too few for all multiprocessors, the blocks of a cluster
-//     divide a tile's columns. Then each sends the others the sums of their share of the outputs,
-//     by the copy engine (linear_decode_sm90_finish.cuh). With looks at each other's sums instead a
-//     layer's products took 70 us for 64 tokens of Llama-3.2-1B on an H100, so 68.
+//     divide a tile's columns. Then each sends the others the sums of their share of the outputs by
+//     bulk copies (linear_decode_sm90_finish.cuh): so a layer's products take 68 us for 64 tokens
+//     of Llama-3.2-1B on an H100. With loads from the others' shared memory it was 70 us.
 //
 // How often columns are divided depends on the kernel alone, and how many tokens a product has room
 // for does not change the order of its sums: nor does a token's result depend on others.
@@ -21,12 +21,12 @@
 
 namespace eet {
 
-// How the copy engine finds x and kernel: boxes of 64 columns, zeros beyond the last.
+// How TMA finds x and kernel: boxes of 64 columns, zeros beyond the last.
 struct LinearDecodeMaps {
   CUtensorMap tokens, weights;  // (in, rows, 1, 1) and (in, out, 1, 1)
 };
 
-// By one thread: orders copies into the ring.
+// By one thread: issues loads into the ring.
 template <class Shape>
 class LinearDecodeLoader {
  public:
@@ -37,7 +37,7 @@ class LinearDecodeLoader {
   __device__ void Run() {
     const int ahead = min(part_.steps, Shape::kStages);
     for (int i = 0; i < ahead; ++i) LoadWeights(i, i);
-    WaitForKernelsBefore();
+    WaitForDependencies();
     for (int i = 0; i < ahead; ++i) LoadTokens(i, i);
     RingSlot<Shape::kStages> slot;
 #pragma unroll 1
@@ -53,12 +53,12 @@ class LinearDecodeLoader {
   __device__ void LoadWeights(int step, int stage) {
     Barrier& full = shared_.full[stage];
     full.ArriveExpecting(Shape::kWeightBytes + Shape::kTokenBytes);
-    CopyBoxOnce(SharedAddress(shared_.ring.weights[stage]), maps_.weights, ColumnOf(step),
+    TmaLoadOnce(SharedAddress(shared_.ring.weights[stage]), maps_.weights, ColumnOf(step),
                 part_.out, 0, 0, full, read_once_);
   }
 
   __device__ void LoadTokens(int step, int stage) {
-    CopyBox(SharedAddress(shared_.ring.tokens[stage]), maps_.tokens, ColumnOf(step), part_.token, 0,
+    TmaLoad(SharedAddress(shared_.ring.tokens[stage]), maps_.tokens, ColumnOf(step), part_.token, 0,
             0, shared_.full[stage]);
   }
 
@@ -70,7 +70,7 @@ class LinearDecodeLoader {
   const uint64_t read_once_;
 };
 
-// By a group of four warps: multiplies 64 outputs' weights by all tokens.
+// By a warpgroup: multiplies 64 outputs' weights by all tokens.
 template <class Shape>
 class LinearDecodeMultiplier {
  public:
@@ -79,7 +79,7 @@ class LinearDecodeMultiplier {
   __device__ LinearDecodeMultiplier(LinearDecodeShared<Shape>& shared, int group)
       : shared_(shared), group_(group) {}
 
-  // Of at least one step.
+  // Adds the products of `steps` stages, at least one.
   __device__ __forceinline__ void Multiply(int steps, Sums& sums) {
     Start(sums);
 #pragma unroll 1
@@ -87,10 +87,10 @@ class LinearDecodeMultiplier {
       const int before = slot_.index;
       slot_.Advance();
       Start(sums);
-      WaitProducts<1>();
+      WgmmaWait<1>();
       Release(before);
     }
-    WaitProducts<0>(sums);
+    WgmmaWait<0>(sums);
   }
 
   // Leaves the sums in shared memory, where the ring was: all groups are done with it. A warp's 16
@@ -111,17 +111,17 @@ class LinearDecodeMultiplier {
   __device__ __forceinline__ void Start(Sums& sums) {
     constexpr int kStepBytes = 16 * Shape::kSpan / Shape::kCols;
     shared_.full[slot_.index].Wait(slot_.parity);
-    const uint64_t weights = OperandAt<Shape::kSpan>(
+    const uint64_t weights = WgmmaDescriptor<Shape::kSpan>(
         SharedAddress(shared_.ring.weights[slot_.index]) + group_ * kGroupRows * Shape::kSpan);
     const uint64_t tokens =
-        OperandAt<Shape::kSpan>(SharedAddress(shared_.ring.tokens[slot_.index]));
-    StartProducts();
+        WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared_.ring.tokens[slot_.index]));
+    WgmmaFence();
 #pragma unroll
     for (int k = 0; k < Shape::kCols / 16; ++k) {
-      Product<typename Shape::T, Shape::kTokens>::OfRows(sums, weights + k * kStepBytes / 16,
-                                                         tokens + k * kStepBytes / 16, true);
+      Wgmma<typename Shape::T, Shape::kTokens>::FromShared(sums, weights + k * kStepBytes / 16,
+                                                           tokens + k * kStepBytes / 16, true);
     }
-    CommitProducts();
+    WgmmaCommit();
   }
 
   __device__ __forceinline__ void Release(int stage) {
@@ -146,13 +146,13 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   if (threadIdx.x == 0) InitBarriers(shared);
   __syncthreads();
   if constexpr (kInCluster) Cluster::Arrive();  // this block can be sent to
-  // The next kernel may count on kernels in front of this one only if this one has waited for them.
-  if (!sizes.kernel_is_ready) WaitForKernelsBefore();
-  LetNextKernelStart();
+  // The next kernel may count on those preceding this one only if this one has waited for them.
+  if (!sizes.weights_are_ready) WaitForDependencies();
+  LaunchDependents();
   const auto part = LinearDecodePart::Of(sizes.in, std::type_identity<Shape>{});
   const int group = Uniform(threadIdx.x / kGroupThreads);
   if (group == Shape::kGroups) {
-    if (threadIdx.x == Shape::kConsumers) LinearDecodeLoader<Shape>(maps, part, shared).Run();
+    if (threadIdx.x == Shape::kConsumerThreads) LinearDecodeLoader<Shape>(maps, part, shared).Run();
     __syncwarp();
     if constexpr (kInCluster) Cluster::Wait();
     if constexpr (kInCluster) Cluster::Arrive();
@@ -160,28 +160,28 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     const Output output(args);
     const int tokens = int(min(sizes.rows - part.token, int64_t{Shape::kTokens}));
     if constexpr (Output::kAppends) {  // three loads, one after the other, while weights come
-      WaitForKernelsBefore();
+      WaitForDependencies();
       const int token = threadIdx.x;
       if (token < tokens) shared.slots[token] = output.SlotOf(part.token + token);
     }
     const bool normed = Shape::kNorms && sizes.normed.squares;
     if (normed) {
-      WaitForKernelsBefore();
+      WaitForDependencies();
       FindInverses(sizes, part.token, tokens, shared);
     }
     LinearDecodeMultiplier<Shape> multiplier(shared, group);
     typename LinearDecodeMultiplier<Shape>::Sums sums = {};
     Pin(sums);  // products add to registers, not to what the compiler knows of them
     multiplier.Multiply(part.steps, sums);
-    WaitAtBarrier<Shape::kConsumers>(1);  // all groups are done with the ring
+    WaitAtBarrier<Shape::kConsumerThreads>(1);  // all groups are done with the ring
     multiplier.Store(sums);
-    FenceSharedCopies();
-    WaitAtBarrier<Shape::kConsumers>(1);
+    FenceAsyncProxy();
+    WaitAtBarrier<Shape::kConsumerThreads>(1);
     if constexpr (kInCluster) Cluster::Wait();
     const LinearDecodeFinisher<Shape> finisher(shared, tokens, normed);
     finisher.Exchange();
     if constexpr (kInCluster) Cluster::Arrive();  // nobody sends to this block any more
-    WaitForKernelsBefore();                       // for the residual
+    WaitForDependencies();                        // for the residual
     finisher.Finish(output, part, sizes.out);
   }
   if constexpr (kInCluster) Cluster::Wait();  // what this block has sent has arrived

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/launch.cuh"
+#include "core/round.h"
 #include "core/tensor_map.h"
 #include "ops/linear_decode_sm90_kernel.cuh"
 
@@ -10,7 +11,7 @@ namespace eet {
 // Tiles of outputs.
 inline int64_t LinearDecodeTiles(int64_t out) {
   constexpr int kOuts = 128;
-  return (out + kOuts - 1) / kOuts;
+  return CeilDiv(out, kOuts);
 }
 
 template <class Shape, class Output>
@@ -19,10 +20,10 @@ void LaunchLinearDecode(Stream stream, const typename Shape::T* x, const typenam
   constexpr size_t kSharedBytes = sizeof(LinearDecodeShared<Shape>);
   static_assert(Shape::kBlocks * (kSharedBytes + 1024) <= 228 * 1024);
   const auto make = [&](CUtensorMap* map, const void* matrix, int64_t rows, int box_rows) {
-    return MakeBoxes(map, matrix,
-                     {.sizes = {sizes.in, rows, 1, 1},
-                      .strides = {sizes.in, rows * sizes.in, rows * sizes.in},
-                      .box = {Shape::kCols, box_rows, 1, 1}});
+    return MakeBoxMap(map, matrix,
+                      {.sizes = {sizes.in, rows, 1, 1},
+                       .strides = {sizes.in, rows * sizes.in, rows * sizes.in},
+                       .box = {Shape::kCols, box_rows, 1, 1}});
   };
   LinearDecodeMaps maps;
   if (!make(&maps.tokens, x, sizes.rows, Shape::kTokens)) return;
@@ -30,13 +31,13 @@ void LaunchLinearDecode(Stream stream, const typename Shape::T* x, const typenam
   const auto run = LinearDecodeSm90Kernel<Shape, Output>;
   cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   const dim3 grid(unsigned(LinearDecodeTiles(sizes.out) * Shape::kSplits),
-                  unsigned((sizes.rows + Shape::kTokens - 1) / Shape::kTokens));
-  LaunchEarly(run,
-              {.grid = grid,
-               .block = dim3(Shape::kThreads),
-               .shared_bytes = kSharedBytes,
-               .cluster_blocks = Shape::kSplits},
-              stream, args, maps, sizes);
+                  unsigned(CeilDiv(sizes.rows, Shape::kTokens)));
+  LaunchWithPdl(run,
+                {.grid = grid,
+                 .block = dim3(Shape::kThreads),
+                 .shared_bytes = kSharedBytes,
+                 .cluster_blocks = Shape::kSplits},
+                stream, args, maps, sizes);
 }
 
 // How many blocks divide the columns of a tile of outputs: so many that nine tenths of the

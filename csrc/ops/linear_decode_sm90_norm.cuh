@@ -45,7 +45,7 @@ __device__ __forceinline__ void FindInverses(const LinearDecodeSizes& sizes, int
   constexpr int kLanes = kSquaresLanes;
   const int64_t line = LinearSquaresLine(sizes.in);
 #pragma unroll 1
-  for (int first = 0; first < tokens; first += Shape::kConsumers / kLanes) {
+  for (int first = 0; first < tokens; first += Shape::kConsumerThreads / kLanes) {
     const int token = first + threadIdx.x / kLanes;
     const bool exists = token < tokens;
     const float* squares = sizes.normed.squares + (first_token + token) * line;

@@ -39,8 +39,8 @@ class LinearDecodeOutputs {
   // Where sums of the squares of outputs go, for a norm that follows; nullptr: there is none.
   __device__ float* Squares() const { return kScales ? args_.scaled.squares : nullptr; }
 
-  // Of row `row` from output `out` on, a multiple of four. Where a norm follows, returns the sum of
-  // their squares.
+  // Stores four outputs of row `row`, the first a multiple of four. Where a norm follows, returns
+  // the sum of their squares.
   __device__ __forceinline__ float Store(int64_t row, int64_t out, float (&sums)[4]) const {
     if (in_fours_) return StoreFour(row, out, sums);
     StorePairs(args_, row, out, sums[0], sums[1], sums[2], sums[3]);

@@ -4,9 +4,10 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "core/bulk_copy.cuh"
 #include "core/cluster.cuh"
 #include "core/ring.cuh"
+#include "core/round.h"
+#include "core/tma.cuh"
 #include "core/wgmma.cuh"
 #include "ops/linear_cuda.h"
 
@@ -33,7 +34,8 @@ struct LinearDecodeShape {
   static constexpr int kRingBytes = kBytes - (kSplits > 1 ? kSumBytes : 0);
   static constexpr int kStages = std::min(6, kRingBytes / (kWeightBytes + kTokenBytes));
 
-  static constexpr int kConsumers = kGroups * kGroupThreads, kThreads = kConsumers + kWarpSize;
+  static constexpr int kConsumerThreads = kGroups * kGroupThreads,
+                       kThreads = kConsumerThreads + kWarpSize;
   using Cluster = ClusterOf<kSplits>;
 
   static __device__ int Rank() {
@@ -56,7 +58,7 @@ struct LinearDecodeShared {
     alignas(1024) Ring ring;
     LinearDecodeSums<Shape> sums[Shape::kSplits];  // of each share, once the ring is empty
   };
-  // Of this block's share, from all blocks that divide the columns.
+  // Sums of this block's share, from all blocks that divide the columns.
   LinearDecodeSums<Shape> received[Shape::kSplits > 1 ? Shape::kSplits : 0];
   int64_t slots[Shape::kTokens];  // in the cache, where outputs are appended to it
   float inverse[Shape::kTokens];  // reciprocal root mean squares, of tokens that are to be normed
@@ -74,8 +76,8 @@ struct LinearDecodeShared {
 // What is multiplied.
 struct LinearDecodeSizes {
   int64_t rows, in, out;
-  bool kernel_is_ready;  // as LinearArgs has it
-  NormedInput normed;    // likewise
+  bool weights_are_ready;  // as LinearArgs has it
+  NormedInput normed;      // likewise
 };
 
 // A block's part of a product.
@@ -85,7 +87,7 @@ struct LinearDecodePart {
 
   template <class Shape>
   static __device__ LinearDecodePart Of(int64_t in, std::type_identity<Shape>) {
-    const int steps = int((in + Shape::kCols - 1) / Shape::kCols), rank = Shape::Rank();
+    const int steps = int(CeilDiv(in, Shape::kCols)), rank = Shape::Rank();
     const int begin = steps * rank / Shape::kSplits, end = steps * (rank + 1) / Shape::kSplits;
     return {.out = int(blockIdx.x) / Shape::kSplits * Shape::kOuts,
             .token = int(blockIdx.y) * Shape::kTokens,
@@ -98,10 +100,10 @@ template <class Shape>
 __device__ void InitBarriers(LinearDecodeShared<Shape>& shared) {
   for (int i = 0; i < Shape::kStages; ++i) {
     shared.full[i].Init(1);
-    shared.empty[i].Init(Shape::kConsumers / kWarpSize);
+    shared.empty[i].Init(Shape::kConsumerThreads / kWarpSize);
   }
   shared.all_received.Init(1);
-  FenceBarriers();
+  FenceBarrierInit();
 }
 
 }  // namespace eet

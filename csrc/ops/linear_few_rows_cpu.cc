@@ -5,6 +5,7 @@
 
 #include "core/dot_tile.h"
 #include "core/parallel.h"
+#include "core/round.h"
 #include "ops/linear_cpu.h"
 #include "ops/linear_finish_cpu.h"
 
@@ -43,7 +44,7 @@ void LinearFewRows(const Stream& stream, const LinearArgs<T, Y>& args) {
   for (int64_t row = 0; row < args.rows; ++row) {
     CopyFactors(args.x + row * args.in, args.in, kStep, x.data() + row * stride);
   }
-  const int64_t blocks = (args.out + kBlockOuts - 1) / kBlockOuts;
+  const int64_t blocks = CeilDiv(args.out, kBlockOuts);
   const int64_t grain = 1 + (1 << 15) / (kBlockOuts * (args.in + 1));
   ParallelRanges(stream, blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {

@@ -1,10 +1,11 @@
-// Linear for many rows on the host. A block's rows of x stay in the second cache, four kernel rows
-// in the first, both in the order in which the inner loop reads them; sums wait in memory while the
+// Linear for many rows on the host. A block's rows of x stay in L2, four kernel rows in L1, both in
+// the order in which the inner loop reads them; sums wait in memory while the
 // columns advance.
 #include <algorithm>
 
 #include "core/dot_tile.h"
 #include "core/parallel.h"
+#include "core/round.h"
 #include "ops/linear_cpu.h"
 #include "ops/linear_finish_cpu.h"
 
@@ -111,10 +112,10 @@ class BlockProduct {
 
 template <typename T, typename Y>
 void LinearManyRows(const Stream& stream, const LinearArgs<T, Y>& args) {
-  const int64_t row_blocks = (args.rows + kBlockRows - 1) / kBlockRows;
+  const int64_t row_blocks = CeilDiv(args.rows, kBlockRows);
   const int64_t share = args.out * row_blocks / (4 * stream.num_threads);
   const int64_t outs = std::clamp<int64_t>(RoundUp(share, kTileOuts), kFewestOuts, kBlockOuts);
-  const int64_t out_blocks = (args.out + outs - 1) / outs;
+  const int64_t out_blocks = CeilDiv(args.out, outs);
   // Neighbours in time share their part of the kernel, which is the larger one.
   ParallelFor(stream, row_blocks * out_blocks, [&](int64_t index) {
     static thread_local LinearBlock<Factor<T>> block;

@@ -2,6 +2,7 @@
 // in shared memory; each thread adds the products of one pair of outputs in the order of the
 // columns.
 #include "core/launch.cuh"
+#include "core/round.h"
 #include "ops/linear_cuda.h"
 
 namespace eet {
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kPairs* kRows) LinearTiledKernel(LinearArgs<T,
 
 template <typename T, typename Y>
 void LinearTiled(Stream stream, const LinearArgs<T, Y>& args) {
-  const dim3 grid((args.rows + kRows - 1) / kRows, (args.out + 2 * kPairs - 1) / (2 * kPairs));
+  const dim3 grid(CeilDiv(args.rows, kRows), CeilDiv(args.out, 2 * kPairs));
   LaunchKernel(LinearTiledKernel<T, Y>, {.grid = grid, .block = dim3(kPairs, kRows)}, stream, args);
 }
 

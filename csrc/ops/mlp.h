@@ -21,7 +21,7 @@ struct MlpArgs {
   Activation activation;
   bool gated;
   LinearPath path;
-  bool kernels_are_ready = false;  // as LinearArgs::kernel_is_ready
+  bool weights_are_ready = false;  // as LinearArgs::weights_are_ready
   NormedInput normed = {};         // of up
   ScaledOutput<T> scaled = {};     // of down
 };
@@ -40,7 +40,7 @@ void Mlp(Stream stream, const MlpArgs<T>& args) {
                                .activation = args.activation,
                                .gated = args.gated,
                                .path = args.path,
-                               .kernel_is_ready = args.kernels_are_ready,
+                               .weights_are_ready = args.weights_are_ready,
                                .normed = args.normed});
   Linear(stream, LinearArgs<T>{.x = args.intermediate,
                                .kernel = args.down_kernel,
@@ -54,7 +54,7 @@ void Mlp(Stream stream, const MlpArgs<T>& args) {
                                .activation = Activation::kNone,
                                .gated = false,
                                .path = args.path,
-                               .kernel_is_ready = true,
+                               .weights_are_ready = true,
                                .scaled = args.scaled});
 }
 

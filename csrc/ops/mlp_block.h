@@ -30,7 +30,7 @@ struct MlpBlockArgs {
   MlpSizes sizes;
   Activation activation;
   LinearPath path;
-  bool kernels_are_ready = false;  // no kernel in front writes them, or has been waited for
+  bool weights_are_ready = false;  // as LinearArgs has it, both products
   NormedInput normed = {};         // with squares, x is times the norm's scale already
   ScaledOutput<T> scaled = {};     // for a norm of y
 };
@@ -55,7 +55,7 @@ void MlpBlock(Stream stream, const MlpBlockArgs<T>& args, Workspace workspace) {
   const MlpSizes& sizes = args.sizes;
   const MlpActivations<T> at(workspace, sizes, args.path);
   if (!args.normed.squares) {
-    Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.kernels_are_ready);
+    Norm(stream, args.norm, args.x, at.normed, sizes.tokens, sizes.hidden, args.weights_are_ready);
   }
   Mlp(stream, MlpArgs<T>{.x = args.normed.squares ? args.x : at.normed,
                          .up_kernel = args.up_kernel,
@@ -72,7 +72,7 @@ void MlpBlock(Stream stream, const MlpBlockArgs<T>& args, Workspace workspace) {
                          .activation = args.activation,
                          .gated = sizes.gated,
                          .path = args.path,
-                         .kernels_are_ready = true,
+                         .weights_are_ready = true,
                          .normed = args.normed,
                          .scaled = args.scaled});
 }

@@ -18,7 +18,7 @@ struct NormWeights {
 
 template <typename T>
 void Norm(Stream stream, const NormWeights<T>& weights, const T* x, T* y, int64_t rows,
-          int64_t cols, bool lets_overtake) {
+          int64_t cols, bool launches_dependents_early) {
   if (weights.kind == NormKind::kRms) {
     RmsNorm(stream, RmsNormArgs<T>{.x = x,
                                    .scale = weights.scale,
@@ -26,7 +26,7 @@ void Norm(Stream stream, const NormWeights<T>& weights, const T* x, T* y, int64_
                                    .rows = rows,
                                    .cols = cols,
                                    .eps = weights.eps,
-                                   .lets_overtake = lets_overtake});
+                                   .launches_dependents_early = launches_dependents_early});
   } else {
     LayerNorm(stream, LayerNormArgs<T>{.x = x,
                                        .scale = weights.scale,
@@ -35,7 +35,7 @@ void Norm(Stream stream, const NormWeights<T>& weights, const T* x, T* y, int64_
                                        .rows = rows,
                                        .cols = cols,
                                        .eps = weights.eps,
-                                       .lets_overtake = lets_overtake});
+                                       .launches_dependents_early = launches_dependents_early});
   }
 }
 

@@ -21,7 +21,7 @@ class QkvFours {
   // Where a token goes in the cache; -1 for none.
   __device__ int64_t SlotOf(int64_t token) const { return CacheSlot(append_, token); }
 
-  // Of a token in that slot from output `out` on, a multiple of four, as are heads.
+  // Stores four outputs of a token that has that slot; the first, and heads, are multiples of four.
   __device__ __forceinline__ void Store(int64_t token, int64_t slot, int64_t out,
                                         float (&sums)[4]) const {
     AddBias(args_.bias, out, sums);

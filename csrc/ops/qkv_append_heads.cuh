@@ -4,7 +4,7 @@
 
 #include <bit>
 
-#include "ops/linear_sm90_epilogue.cuh"
+#include "ops/linear_prefill_sm90_epilogue.cuh"
 #include "ops/rotary_append.h"
 
 namespace eet {

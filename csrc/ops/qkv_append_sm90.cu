@@ -1,7 +1,7 @@
 // QKV product, rotation and append on Hopper: linear's kernels with outputs of their own.
 #include "core/vector.cuh"
 #include "ops/linear_decode_sm90_launch.cuh"
-#include "ops/linear_sm90_kernel.cuh"
+#include "ops/linear_prefill_sm90_kernel.cuh"
 #include "ops/qkv_append.h"
 #include "ops/qkv_append_fours.cuh"
 #include "ops/qkv_append_heads.cuh"
@@ -23,9 +23,9 @@ static void LaunchHeads(Stream stream, const LinearArgs<T>& product,
   const LinearSizes sizes{.rows = product.rows,
                           .in = product.in,
                           .out = product.out,
-                          .kernel_is_ready = product.kernel_is_ready};
+                          .weights_are_ready = product.weights_are_ready};
   WithLinearShape<T, kDim>(sizes, [&]<class Shape>(Shape) {
-    LaunchLinearSm90<Shape, QkvHeads<Shape, kDim>>(
+    LaunchLinearPrefillSm90<Shape, QkvHeads<Shape, kDim>>(
         stream, product.x, product.kernel, sizes,
         {.bias = product.bias, .out = product.out, .append = append});
   });
@@ -56,7 +56,7 @@ static bool AppendFew(Stream stream, const LinearArgs<T>& product,
                                       {.rows = product.rows,
                                        .in = product.in,
                                        .out = product.out,
-                                       .kernel_is_ready = product.kernel_is_ready,
+                                       .weights_are_ready = product.weights_are_ready,
                                        .normed = product.normed},
                                       {.bias = product.bias, .append = append});
   return true;

@@ -15,13 +15,13 @@ struct RmsNormArgs {
   T* y;            // [rows, cols]
   int64_t rows, cols;
   float eps;
-  bool lets_overtake = false;  // as RowOperands has it
+  bool launches_dependents_early = false;  // as RowOperands has it
 };
 
 template <typename T>
 void RmsNorm(Stream stream, const RmsNormArgs<T>& args);
 
-// Of floats, or of vectors of them.
+// One element of y. V: float, or a vector of floats.
 template <typename V>
 EET_HOST_DEVICE V RmsNormElement(V x, V scale, float inv_rms) {
   return x * inv_rms * scale;

@@ -23,7 +23,7 @@ void RmsNorm(Stream stream, const RmsNormArgs<T>& args) {
                             .y = args.y,
                             .rows = args.rows,
                             .cols = args.cols,
-                            .lets_overtake = args.lets_overtake};
+                            .launches_dependents_early = args.launches_dependents_early};
   DispatchRow(rows, [&]<class Row>(const LaunchShape& shape) {
     LaunchRows(RmsNormKernel<T, Row>, shape, stream, rows, args.eps);
   });

@@ -1,14 +1,15 @@
 // Rotation and cache append on the GPU. One warp per head of a token, two adjacent elements a lane.
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
+#include "core/round.h"
 #include "ops/rotary_append.h"
 
 namespace eet {
 
 constexpr int kWarps = 4;
 
-// Adjacent elements of a head that a lane works on at once: their loads wait for each other's
-// memory together.
+// Adjacent elements of a head that a lane works on at once, so that their loads are in flight
+// together.
 template <typename T>
 struct HeadPart {
   static constexpr int kPairs = 4, kStep = 2 * kWarpSize;
@@ -84,8 +85,8 @@ __device__ void CopyHead(const RotaryAppendArgs<T>& args, const T* x, T* y) {
 
 template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarpSize) RotaryAppendKernel(RotaryAppendArgs<T> args) {
-  LetNextKernelStart();
-  WaitForKernelsBefore();
+  LaunchDependents();
+  WaitForDependencies();
   const unsigned slices = unsigned(args.kv_heads * (args.group + 2));
   const unsigned index = blockIdx.x * kWarps + threadIdx.x / kWarpSize;
   if (index >= args.tokens * slices) return;
@@ -112,9 +113,9 @@ template <typename T>
 void RotaryAppend(Stream stream, const RotaryAppendArgs<T>& args) {
   const int64_t slices = args.tokens * args.kv_heads * (args.group + 2);
   if (slices == 0) return;
-  const int64_t blocks = (slices + kWarps - 1) / kWarps;
-  LaunchEarly(RotaryAppendKernel<T>, {.grid = dim3(blocks), .block = dim3(kWarps * kWarpSize)},
-              stream, args);
+  const int64_t blocks = CeilDiv(slices, kWarps);
+  LaunchWithPdl(RotaryAppendKernel<T>, {.grid = dim3(blocks), .block = dim3(kWarps * kWarpSize)},
+                stream, args);
 }
 
 template void RotaryAppend(Stream, const RotaryAppendArgs<float>&);

@@ -1,6 +1,7 @@
 // Rotary embedding on the GPU. One warp per head of a token.
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
+#include "core/round.h"
 #include "ops/rotary.h"
 
 namespace eet {
@@ -25,7 +26,7 @@ template <typename T>
 void Rotary(Stream stream, const RotaryArgs<T>& args) {
   const int64_t heads = args.tokens * args.heads;
   if (heads == 0 || args.head_dim == 0) return;
-  const int64_t blocks = (heads + kWarps - 1) / kWarps;
+  const int64_t blocks = CeilDiv(heads, kWarps);
   LaunchKernel(RotaryKernel<T>, {.grid = dim3(blocks), .block = dim3(kWarps * kWarpSize)}, stream,
                args);
 }

@@ -95,7 +95,7 @@ struct Block {
   std::vector<Thread*> threads, ready;
   std::array<Warp, kMostThreads / kWarpSize> warps;
   std::array<NamedBarrier, kNamedBarriers> barriers;
-  std::vector<Work> copies;  // ordered from the copy engine
+  std::vector<Work> copies;  // TMA's and bulk copies under way
   int running = 0;           // threads that have not ended
 
   bool Ended() const { return running == 0; }

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "core/bulk_copy.cuh"
+#include "core/tma.cuh"
 #include "core/cluster.cuh"
 #include "core/instructions.cuh"
 #include "core/launch.cuh"
@@ -57,23 +57,23 @@ __global__ void ProductKernel(const __grid_constant__ Maps maps, const float* sc
   if (thread == 0) {
     shared.full.ArriveExpecting(2 * kTileBytes);
     if (kMistake == kTooManyArrivals) shared.full.Arrive(), shared.full.Arrive();
-    CopyBox(SharedAddress(shared.x), maps.x, 0, 0, 0, 0, shared.full);
+    TmaLoad(SharedAddress(shared.x), maps.x, 0, 0, 0, 0, shared.full);
     const int offset = kMistake == kBoxOutside ? kTileBytes : 0;
-    CopyBox(SharedAddress(shared.y) + offset, maps.y, 0, 0, 0, 0, shared.full);
+    TmaLoad(SharedAddress(shared.y) + offset, maps.y, 0, 0, 0, 0, shared.full);
   }
   if (kMistake != kNoWaitForBoxes) shared.full.Wait(0);
   float sums[kSize / 2];
-  StartProducts();
+  WgmmaFence();
   for (int k = 0; k < kSize / 16; ++k) {
     constexpr int kRead = kMistake == kOtherSwizzle ? 64 : kSpan;
-    Product<bfloat16, kSize>::OfRows(sums, OperandAt<kSpan>(SharedAddress(shared.x) + 32 * k),
-                                     OperandAt<kRead>(SharedAddress(shared.y) + 32 * k), k > 0);
+    Wgmma<bfloat16, kSize>::FromShared(sums, WgmmaDescriptor<kSpan>(SharedAddress(shared.x) + 32 * k),
+                                     WgmmaDescriptor<kRead>(SharedAddress(shared.y) + 32 * k), k > 0);
   }
-  CommitProducts();
+  WgmmaCommit();
   if (kMistake != kNoWaitForCopies) WaitCopies<0>();
   if (kMistake != kThreadMissing || thread != 5) __syncthreads();
   if (kMistake == kLanesPart && lane < 16) __syncwarp();
-  if (kMistake != kNoWaitForProducts) WaitProducts<0>(sums);
+  if (kMistake != kNoWaitForProducts) WgmmaWait<0>(sums);
   for (int i = 0; i < kSize / 2; ++i) {
     const int row = thread / kWarpSize * 16 + lane / 4 + i / 2 % 2 * 8;
     const int col = i / 4 * 8 + lane % 4 * 2 + i % 2;
@@ -83,7 +83,7 @@ __global__ void ProductKernel(const __grid_constant__ Maps maps, const float* sc
 }
 
 static bool MakeTile(CUtensorMap* map, const bfloat16* tile) {
-  return MakeBoxes(
+  return MakeBoxMap(
       map, tile,
       {.sizes = {kSize, kSize, 1, 1}, .strides = {kSize, 1 << 12, 1 << 12}, .box = {64, 64, 1, 1}});
 }

@@ -10,8 +10,8 @@ namespace eet {
 using emulated::Where;
 
 // Kernels run one after the other.
-inline void LetNextKernelStart() {}
-inline void WaitForKernelsBefore() {}
+inline void LaunchDependents() {}
+inline void WaitForDependencies() {}
 
 inline int LaneId() { return emulated::current->lane(); }
 
@@ -65,11 +65,6 @@ inline uint4 LoadRelaxed4(const uint32_t* words) {
 inline void StoreRelaxed(uint32_t* word, uint32_t value) {
   LetOthers();
   *word = value;
-}
-
-inline void StoreRelaxed4(uint32_t* words, uint4 values) {
-  LetOthers();
-  *reinterpret_cast<uint4*>(words) = values;
 }
 
 inline void CountRelaxed(uint32_t* counter) {

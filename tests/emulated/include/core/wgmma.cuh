@@ -14,9 +14,9 @@ namespace eet {
 constexpr int kGroupThreads = 128;
 constexpr int kGroupRows = 64;
 
-inline void StartProducts() {}
+inline void WgmmaFence() {}
 
-inline void CommitProducts(Where where = Where::current()) {
+inline void WgmmaCommit(Where where = Where::current()) {
   emulated::Meet("the end of a group of products", ~0u, where, where,
                  [](const auto&) { emulated::ThisWarp().products.Commit(); });
 }
@@ -27,14 +27,14 @@ template <int kCount>
 void Pin(uint32_t (&)[kCount]) {}
 
 template <int kPending>
-void WaitProducts(Where where = Where::current()) {
+void WgmmaWait(Where where = Where::current()) {
   emulated::Meet("a wait for products", ~0u, where, where,
                  [](const auto&) { emulated::ThisWarp().products.Await(kPending); });
 }
 
 template <int kPending, int kCount>
-void WaitProducts(float (&)[kCount], Where where = Where::current()) {
-  WaitProducts<kPending>(where);
+void WgmmaWait(float (&)[kCount], Where where = Where::current()) {
+  WgmmaWait<kPending>(where);
 }
 
 // What a descriptor says, and where an element is.
@@ -74,7 +74,7 @@ struct OperandView {
 
 template <typename T, int kN>
 struct Product {
-  static void OfRows(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add,
+  static void FromShared(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add,
                      Where where = Where::current()) {
     Lane mine{d, {}};
     emulated::Meet("a product", ~0u, mine, where, [=](const auto& lanes) {
@@ -89,7 +89,7 @@ struct Product {
     });
   }
 
-  static void OfRegisters(float (&d)[kN / 2], const uint32_t* a, uint64_t b,
+  static void FromRegisters(float (&d)[kN / 2], const uint32_t* a, uint64_t b,
                           Where where = Where::current()) {
     Lane mine{d, a};
     emulated::Meet("a product", ~0u, mine, where, [=](const auto& lanes) {

@@ -1,8 +1,5 @@
-// core/bulk_copy.cuh, emulated. What a copy brings is there, and counted, at any time after its
-// order.
+// core/mbarrier.cuh, emulated.
 #pragma once
-
-#include <cuda.h>
 
 #include <cstdint>
 
@@ -63,7 +60,7 @@ class Barrier {
 
   uint32_t Address() const { return SharedAddress(this); }
 
-  // For the copy engine.
+  // For TMA.
   void Count(emulated::Block& block, int bytes) {
     bytes_ -= bytes;
     MaybeEnd(block);
@@ -92,52 +89,6 @@ class Barrier {
 
 static_assert(sizeof(Barrier) == 8);
 
-inline void FenceBarriers() {}
-inline void FenceSharedCopies() {}
-inline uint64_t ReadOncePolicy() { return 0; }
-
-inline void StoreShared(uint32_t address, const uint4& words) {
-  std::memcpy(emulated::At(*emulated::current->block, address, 16), &words, 16);
-}
-
-void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier);
-void SendBytes(int rank, void* there, const void* here, int bytes, Barrier& barrier);
-void StoreAt(int rank, float& variable, float value, Barrier& barrier);
-
-// A box from `first` on, into the blocks of the cluster that `ranks` has bits of.
-void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Barrier& barrier,
-              unsigned ranks);
-
-// The bit of this block.
-inline unsigned ThisRank() {
-  const auto& live = emulated::current->block->grid->live;
-  return 1u << (std::find(live.begin(), live.end(), emulated::current->block) - live.begin());
-}
-
-inline void CopyBox(uint32_t shared, const CUtensorMap& map, int x, int y, int z, int w,
-                    Barrier& barrier) {
-  OrderBox(shared, map, {x, y, z, w}, barrier, ThisRank());
-}
-
-inline void CopyBoxOnce(uint32_t shared, const CUtensorMap& map, int x, int y, int z, int w,
-                        Barrier& barrier, uint64_t) {
-  CopyBox(shared, map, x, y, z, w, barrier);
-}
-
-inline void CopyBoxToCluster(uint32_t shared, const CUtensorMap& map, int x, int y, int z, int w,
-                             Barrier& barrier, uint16_t ranks) {
-  OrderBox(shared, map, {x, y, z, w}, barrier, ranks);
-}
-
-// At once: what is written to shared memory too early is not noticed.
-void StoreBox(const CUtensorMap& map, uint32_t shared, int x, int y, int z, int w);
-
-template <int kPending>
-void WaitStores() {}
-
-inline void CopyTile(void* shared, const CUtensorMap& map, int chunk, int row, Barrier& barrier,
-                     uint64_t) {
-  OrderBox(SharedAddress(shared), map, {0, row, chunk, 0}, barrier, ThisRank());
-}
+inline void FenceBarrierInit() {}
 
 }  // namespace eet

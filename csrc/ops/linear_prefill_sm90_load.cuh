@@ -1,12 +1,12 @@
-// The thread of linear on Hopper that orders copies.
+// The thread of linear for many rows on Hopper that issues TMA loads.
 #pragma once
 
-#include "ops/linear_sm90_shape.cuh"
+#include "ops/linear_prefill_sm90_shape.cuh"
 
 namespace eet {
 
-// How the copy engine finds x and kernel: boxes of kCols columns, zeros beyond the last. And y,
-// where results have 16 bits.
+// How TMA finds x and kernel: boxes of kCols columns, zeros beyond the last. And y, where results
+// have 16 bits.
 struct LinearMaps {
   CUtensorMap x, kernel, y;  // (in, rows, 1, 1), (in, out, 1, 1) and (columns, rows, 1, 1)
 };
@@ -18,15 +18,15 @@ class LinearLoader {
                           LinearShared<Shape>& shared)
       : maps_(maps), tiles_(tiles), shared_(shared) {}
 
-  // `kernel_is_ready`: its first tiles need not wait for the kernels before.
-  __device__ void Run(bool kernel_is_ready) {
-    if (kernel_is_ready) {
+  // `weights_are_ready`: the first tiles of `kernel` need not wait for preceding kernels.
+  __device__ void Run(bool weights_are_ready) {
+    if (weights_are_ready) {
       ahead_ = min(tiles_.steps, Shape::kStages);
       tiles_.At<Shape>(LinearCluster::Item(), [&](int, int out) {
         for (int i = 0; i < ahead_; ++i) LoadKernel(i * Shape::kCols, out, i);
       });
     }
-    WaitForKernelsBefore();
+    WaitForDependencies();
     tiles_.ForEach<Shape>([&](int row, int out) {
 #pragma unroll 1
       for (int step = 0; step < tiles_.steps; ++step) Load(step * Shape::kCols, row, out);
@@ -43,7 +43,7 @@ class LinearLoader {
       shared_.empty[stage].Wait(slot_.parity ^ 1);
       LoadKernel(col, out, stage);
     }
-    CopyBox(SharedAddress(shared_.x[stage]), maps_.x, col, row, 0, 0, shared_.full[stage]);
+    TmaLoad(SharedAddress(shared_.x[stage]), maps_.x, col, row, 0, 0, shared_.full[stage]);
     slot_.Advance();
   }
 
@@ -53,7 +53,7 @@ class LinearLoader {
     const int part = LinearCluster::Rank() * Shape::kPartOuts;
     Barrier& full = shared_.full[stage];
     full.ArriveExpecting(Shape::kRowBytes + Shape::kOutBytes);
-    CopyBoxToCluster(SharedAddress(shared_.kernel[stage]) + part * Shape::kSpan, maps_.kernel, col,
+    TmaLoadMulticast(SharedAddress(shared_.kernel[stage]) + part * Shape::kSpan, maps_.kernel, col,
                      out + part, 0, 0, full, (1 << kLinearBlocks) - 1);
   }
 
@@ -61,7 +61,7 @@ class LinearLoader {
   const LinearTiles& tiles_;
   LinearShared<Shape>& shared_;
   RingSlot<Shape::kStages> slot_;
-  int ahead_ = 0;  // stages whose part of the kernel is ordered
+  int ahead_ = 0;  // stages whose weights are under way
 };
 
 }  // namespace eet

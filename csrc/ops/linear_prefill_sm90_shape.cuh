@@ -3,9 +3,10 @@
 
 #include <type_traits>
 
-#include "core/bulk_copy.cuh"
 #include "core/cluster.cuh"
 #include "core/ring.cuh"
+#include "core/round.h"
+#include "core/tma.cuh"
 #include "core/wgmma.cuh"
 
 namespace eet {
@@ -18,13 +19,13 @@ using LinearCluster = ClusterOf<kLinearBlocks>;
 template <typename T_, int kOuts_, int kStages_>
 struct LinearShape {
   using T = T_;
-  static constexpr int kGroups = 2;  // of four warps that multiply, 64 rows each
+  static constexpr int kGroups = 2;  // warpgroups that multiply, 64 rows each
   static constexpr int kRows = kGroups * kGroupRows, kOuts = kOuts_;
   static constexpr int kCols = 64, kSpan = kCols * sizeof(T);  // of a stage
   static constexpr int kStages = kStages_;
   static constexpr int kPartOuts = kOuts / kLinearBlocks;  // that each block copies for all
   static constexpr int kRowBytes = kRows * kSpan, kOutBytes = kOuts * kSpan;
-  // Of results on their way to memory: a group's rows, a part of the columns at a time.
+  // Results on their way to memory: a warpgroup's rows, a part of the columns at a time.
   static constexpr int kStoreCols = 64, kStoreBytes = kGroupRows * kStoreCols * sizeof(T);
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
   static constexpr int kFewRegisters = 40, kManyRegisters = 232;
@@ -39,7 +40,7 @@ struct LinearShared {
 };
 
 // The tiles of a product. A cluster takes a pair of tiles of rows; clusters that work at the same
-// time have few rows and few outputs between them, which they read from the second cache.
+// time have few rows and few outputs between them, which they read from L2.
 struct LinearTiles {
   int pairs, strips;  // of rows, of outputs
   int steps;          // stages of a tile
@@ -47,9 +48,9 @@ struct LinearTiles {
   template <class Shape>
   static LinearTiles Of(int64_t rows, int64_t in, int64_t out, std::type_identity<Shape>) {
     constexpr int kPairRows = kLinearBlocks * Shape::kRows;
-    return {.pairs = int((rows + kPairRows - 1) / kPairRows),
-            .strips = int((out + Shape::kOuts - 1) / Shape::kOuts),
-            .steps = int((in + Shape::kCols - 1) / Shape::kCols)};
+    return {.pairs = int(CeilDiv(rows, kPairRows)),
+            .strips = int(CeilDiv(out, Shape::kOuts)),
+            .steps = int(CeilDiv(in, Shape::kCols))};
   }
 
   // Calls work(row, out) for the first row and output of this block's part of tile i.
@@ -77,7 +78,7 @@ __device__ void InitBarriers(LinearShared<Shape>& shared) {
     shared.full[i].Init(1);
     shared.empty[i].Init(kLinearBlocks * kWarps);
   }
-  FenceBarriers();
+  FenceBarrierInit();
 }
 
 }  // namespace eet

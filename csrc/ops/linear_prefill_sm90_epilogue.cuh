@@ -10,7 +10,7 @@
 #include "core/lanes.cuh"
 #include "core/mma.cuh"
 #include "ops/linear.h"
-#include "ops/linear_sm90_multiply.cuh"
+#include "ops/linear_prefill_sm90_multiply.cuh"
 
 namespace eet {
 

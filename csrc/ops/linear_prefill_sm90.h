@@ -1,4 +1,4 @@
-// Linear for many rows on Hopper. The kernel is explained in linear_sm90_kernel.cuh.
+// Linear for many rows on Hopper. The kernel is explained in linear_prefill_sm90_kernel.cuh.
 #pragma once
 
 #include <type_traits>
@@ -21,6 +21,6 @@ bool LinearSm90Takes(const LinearArgs<T, Y>& args) {
 
 // For 2-byte types.
 template <typename T, typename Y>
-void LinearSm90(Stream stream, const LinearArgs<T, Y>& args);
+void LinearPrefillSm90(Stream stream, const LinearArgs<T, Y>& args);
 
 }  // namespace eet

@@ -1,7 +1,7 @@
 // How linear on Hopper finishes a tile whose results are float32.
 #pragma once
 
-#include "ops/linear_sm90_epilogue.cuh"
+#include "ops/linear_prefill_sm90_epilogue.cuh"
 
 namespace eet {
 

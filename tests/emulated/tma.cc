@@ -1,7 +1,7 @@
 // Copies of boxes, and how tensor maps are made.
 #include <cstring>
 
-#include "core/bulk_copy.cuh"
+#include "core/tma.cuh"
 
 CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank,
                                 void* tensor, const cuuint64_t* sizes, const cuuint64_t* strides,
@@ -86,7 +86,7 @@ void Order(emulated::Block& block, uint32_t barrier, int bytes, const F& store) 
 
 }  // namespace
 
-void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier) {
+void BulkCopy(void* shared, const void* global, int bytes, Barrier& barrier) {
   const uint32_t address = SharedAddress(shared);
   emulated::Check((address | reinterpret_cast<uintptr_t>(global) | bytes) % 16 == 0,
                   "a copy of bytes is not one of multiples of 16");
@@ -96,7 +96,7 @@ void CopyBytes(void* shared, const void* global, int bytes, Barrier& barrier) {
         [=](char* memory) { std::memcpy(memory + address, global, size_t(bytes)); });
 }
 
-void SendBytes(int rank, void* there, const void* here, int bytes, Barrier& barrier) {
+void BulkCopyTo(int rank, void* there, const void* here, int bytes, Barrier& barrier) {
   const uint32_t to = SharedAddress(there), from = SharedAddress(here);
   emulated::Check((to | from | bytes) % 16 == 0, "a copy of bytes is not one of multiples of 16");
   emulated::Block& source = *emulated::current->block;
@@ -119,7 +119,7 @@ void StoreAt(int rank, float& variable, float value, Barrier& barrier) {
         [=](char* memory) { std::memcpy(memory + address, &value, sizeof(value)); });
 }
 
-void StoreBox(const CUtensorMap& map, uint32_t shared, int x, int y, int z, int w) {
+void TmaStore(const CUtensorMap& map, uint32_t shared, int x, int y, int z, int w) {
   const Box box{map, {x, y, z, w}};
   emulated::Check(shared % 128 == 0, "a box comes from an address that is not a multiple of 128");
   const char* memory = emulated::current->block->memory;
@@ -133,7 +133,7 @@ void StoreBox(const CUtensorMap& map, uint32_t shared, int x, int y, int z, int 
   }
 }
 
-void OrderBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Barrier& barrier,
+void LoadBox(uint32_t shared, const CUtensorMap& map, const int (&first)[4], Barrier& barrier,
               unsigned ranks) {
   Box box{map, {first[0], first[1], first[2], first[3]}};
   emulated::Check(shared % 128 == 0, "a box goes to an address that is not a multiple of 128");

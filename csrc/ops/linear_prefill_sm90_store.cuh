@@ -1,15 +1,15 @@
 // How linear on Hopper brings 16-bit results from registers to memory: through shared memory, from
-// where the copy engine writes whole rows of 128 bytes.
+// where TMA writes whole rows of 128 bytes.
 #pragma once
 
 #include "core/instructions.cuh"
 #include "core/lanes.cuh"
 #include "core/mma.cuh"
-#include "ops/linear_sm90_shape.cuh"
+#include "ops/linear_prefill_sm90_shape.cuh"
 
 namespace eet {
 
-// By a group of four warps, 64 rows and 64 columns at a time. While one part is being copied the
+// By a warpgroup, 64 rows and 64 columns at a time. While one part is being copied the
 // next one is written behind it; nobody waits for memory.
 template <class Shape>
 class LinearStore {
@@ -52,25 +52,25 @@ class LinearStore {
 
   // Before the block ends.
   __device__ __forceinline__ void Drain() const {
-    if (IsLeader()) WaitStores<0>();
+    if (IsLeader()) WaitTmaStores<0>();
   }
 
  private:
   // Where the next part may be written: the copy of the one before the last has read its own.
   __device__ __forceinline__ uint32_t Begin() {
-    if (IsLeader()) WaitStores<1>();
+    if (IsLeader()) WaitTmaStores<1>();
     Sync();
     return SharedAddress(parts_[which_]);
   }
 
   __device__ __forceinline__ void End(int row, int col) {
-    FenceSharedCopies();
+    FenceAsyncProxy();
     Sync();
-    if (IsLeader()) StoreBox(y_, SharedAddress(parts_[which_]), col, row, 0, 0);
+    if (IsLeader()) TmaStore(y_, SharedAddress(parts_[which_]), col, row, 0, 0);
     which_ ^= 1;
   }
 
-  // Of a 16-byte piece of a row in a part, permuted as the copy engine's swizzle has it.
+  // Offset of a 16-byte piece of a row in a part, permuted as TMA's swizzle has it.
   __device__ __forceinline__ static uint32_t Piece(int row, int piece) {
     return row * (Shape::kStoreCols * 2) + ((piece ^ row % 8) << 4);
   }
@@ -81,7 +81,7 @@ class LinearStore {
 
   __device__ __forceinline__ static bool IsLeader() { return threadIdx.x % kGroupThreads == 0; }
 
-  // Of the group.
+  // A barrier of the warpgroup.
   __device__ __forceinline__ void Sync() const { WaitAtBarrier<kGroupThreads>(1 + group_); }
 
   const CUtensorMap& y_;

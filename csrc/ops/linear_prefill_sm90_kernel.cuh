@@ -1,15 +1,15 @@
 // Linear for many rows on Hopper: a persistent kernel, one block per multiprocessor.
 //
-//   * Two groups of four warps multiply tiles of 128 rows and 256 outputs
-//     (linear_sm90_multiply.cuh), their sums in registers, from where an epilogue finishes them
-//     (linear_sm90_epilogue.cuh): a product needs no memory of its own. The ring lets one group be
-//     ahead of the other by little, so finishing must be short: the copy engine brings results to
-//     memory (linear_sm90_store.cuh). Taking turns in finishing cost 1 to 5 %.
-//   * One thread orders tiles from the copy engine into a ring of four stages
-//     (linear_sm90_load.cuh); it is ahead by as many, so the next tile's come while one is
-//     finished. Inside a layer the kernel's first tiles come while the kernel in front ends.
-//   * Two blocks, a cluster, have the same outputs: each copies half of the kernel's tile into the
-//     shared memory of both, else the second cache could not keep up.
+//   * Two warpgroups multiply tiles of 128 rows and 256 outputs (linear_prefill_sm90_multiply.cuh),
+//     their sums in registers, from where an epilogue finishes them
+//     (linear_prefill_sm90_epilogue.cuh): a product needs no memory of its own. The ring lets one
+//     warpgroup be ahead of the other by little, so finishing must be short: TMA stores the results
+//     (linear_prefill_sm90_store.cuh). Taking turns in finishing cost 1 to 5 %.
+//   * One thread issues TMA loads into a ring of four to eight stages
+//     (linear_prefill_sm90_load.cuh); it is ahead by as many, so the next tile's come while one is
+//     finished. Inside a layer the first weights come while the preceding kernel ends.
+//   * Two blocks, a cluster, have the same outputs: each multicasts half of the weights' tile into
+//     the shared memory of both, else L2 could not keep up.
 //
 // Where tiles of 256 outputs are too few for all multiprocessors, they have 128 or 64. An output's
 // sum has the same order in all: a row's bits do not depend on other rows.
@@ -18,18 +18,19 @@
 #include <algorithm>
 
 #include "core/launch.cuh"
+#include "core/round.h"
 #include "core/stream.h"
 #include "core/tensor_map.h"
-#include "ops/linear_sm90_load.cuh"
-#include "ops/linear_sm90_multiply.cuh"
+#include "ops/linear_prefill_sm90_load.cuh"
+#include "ops/linear_prefill_sm90_multiply.cuh"
 
 namespace eet {
 
 template <class Shape, class Epilogue>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
-    LinearSm90Kernel(const __grid_constant__ typename Epilogue::Args args,
-                     const __grid_constant__ LinearMaps maps,
-                     const __grid_constant__ LinearTiles tiles, bool kernel_is_ready) {
+    LinearPrefillSm90Kernel(const __grid_constant__ typename Epilogue::Args args,
+                            const __grid_constant__ LinearMaps maps,
+                            const __grid_constant__ LinearTiles tiles, bool weights_are_ready) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) char memory[];
   auto& shared = *reinterpret_cast<LinearShared<Shape>*>(memory);
@@ -38,13 +39,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const int group = Uniform(threadIdx.x / kGroupThreads);
   if (group < Shape::kGroups) {
     TakeRegisters<Shape::kManyRegisters>();
-    WaitForKernelsBefore();
-    LetNextKernelStart();
+    WaitForDependencies();
+    LaunchDependents();
     LinearMultiplier<Shape, Epilogue>(args, tiles, shared, maps.y, group).Run();
   } else {
     GiveRegisters<Shape::kFewRegisters>();
     if (threadIdx.x % kGroupThreads == 0) {
-      LinearLoader<Shape>(maps, tiles, shared).Run(kernel_is_ready);
+      LinearLoader<Shape>(maps, tiles, shared).Run(weights_are_ready);
     }
   }
   LinearCluster::Sync();  // the other block still arrives at this one's barriers
@@ -53,20 +54,21 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
 
 struct LinearSizes {
   int64_t rows, in, out;
-  bool kernel_is_ready;  // as LinearArgs has it
+  bool weights_are_ready;  // as LinearArgs has it
 };
 
 template <class Shape, class Epilogue>
-void LaunchLinearSm90(Stream stream, const typename Shape::T* x, const typename Shape::T* kernel,
-                      const LinearSizes& sizes, const typename Epilogue::Args& args) {
+void LaunchLinearPrefillSm90(Stream stream, const typename Shape::T* x,
+                             const typename Shape::T* kernel, const LinearSizes& sizes,
+                             const typename Epilogue::Args& args) {
   constexpr size_t kSharedBytes = sizeof(LinearShared<Shape>);
   static_assert(kSharedBytes <= 227 * 1024);
   const auto make = [](CUtensorMap* map, const void* matrix, int64_t rows, int64_t cols,
                        int box_rows, int box_cols) {
-    return MakeBoxes(map, matrix,
-                     {.sizes = {cols, rows, 1, 1},
-                      .strides = {cols, rows * cols, rows * cols},
-                      .box = {box_cols, box_rows, 1, 1}});
+    return MakeBoxMap(map, matrix,
+                      {.sizes = {cols, rows, 1, 1},
+                       .strides = {cols, rows * cols, rows * cols},
+                       .box = {box_cols, box_rows, 1, 1}});
   };
   LinearMaps maps = {};
   if (!make(&maps.x, x, sizes.rows, sizes.in, Shape::kRows, Shape::kCols)) return;
@@ -75,7 +77,7 @@ void LaunchLinearSm90(Stream stream, const typename Shape::T* x, const typename 
     const auto [y, cols] = Epilogue::Results(args);
     if (!make(&maps.y, y, sizes.rows, cols, kGroupRows, Shape::kStoreCols)) return;
   }
-  const auto run = LinearSm90Kernel<Shape, Epilogue>;
+  const auto run = LinearPrefillSm90Kernel<Shape, Epilogue>;
   cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   const LinearTiles tiles =
       LinearTiles::Of(sizes.rows, sizes.in, sizes.out, std::type_identity<Shape>{});
@@ -84,7 +86,7 @@ void LaunchLinearSm90(Stream stream, const typename Shape::T* x, const typename 
                           .block = dim3(Shape::kThreads),
                           .shared_bytes = kSharedBytes,
                           .cluster_blocks = kLinearBlocks};
-  LaunchEarly(run, shape, stream, args, maps, tiles, sizes.kernel_is_ready);
+  LaunchWithPdl(run, shape, stream, args, maps, tiles, sizes.weights_are_ready);
 }
 
 template <typename T>
@@ -103,7 +105,7 @@ double LinearTime(const LinearSizes& sizes) {
   constexpr double kTileTime = Shape::kOuts == 256 ? 1.0 : Shape::kOuts == 128 ? 0.55 : 0.32;
   const auto tiles = LinearTiles::Of(sizes.rows, sizes.in, sizes.out, std::type_identity<Shape>{});
   const int clusters = Multiprocessors() / kLinearBlocks;
-  return kTileTime * ((tiles.pairs * tiles.strips + clusters - 1) / clusters);
+  return kTileTime * CeilDiv(tiles.pairs * tiles.strips, clusters);
 }
 
 // Calls launch with the shape of the tiles that are ready first, of those that have kLeastOuts

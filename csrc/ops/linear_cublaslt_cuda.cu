@@ -4,6 +4,7 @@
 
 #include "core/cublaslt.h"
 #include "core/launch.cuh"
+#include "core/round.h"
 #include "core/vector.cuh"
 #include "ops/linear_cuda.h"
 
@@ -37,8 +38,7 @@ __global__ void __launch_bounds__(kThreads) FinishGatedKernel(LinearArgs<T, Y> a
 }
 
 static LaunchShape Shape(int64_t rows, int64_t cols) {
-  return {.grid = dim3(unsigned(rows), unsigned((cols + kThreads - 1) / kThreads)),
-          .block = dim3(kThreads)};
+  return {.grid = dim3(unsigned(rows), unsigned(CeilDiv(cols, kThreads))), .block = dim3(kThreads)};
 }
 
 template <typename T, typename Y>
@@ -115,17 +115,17 @@ static bool MultiplyToResult(Stream stream, LinearArgs<T, Y> args) {
 }
 
 template <typename T, typename Y>
-void LinearPrefill(Stream stream, const LinearArgs<T, Y>& args) {
+void LinearCublasLt(Stream stream, const LinearArgs<T, Y>& args) {
   const bool to_scratch = LinearNeedsScratch(
       args.path, args.gated, args.activation != Activation::kNone, args.residual != nullptr);
   const bool done = to_scratch ? MultiplyToScratch(stream, args) : MultiplyToResult(stream, args);
   if (!done) LinearTiled(stream, args);
 }
 
-template void LinearPrefill(Stream, const LinearArgs<float>&);
-template void LinearPrefill(Stream, const LinearArgs<bfloat16>&);
-template void LinearPrefill(Stream, const LinearArgs<float16>&);
-template void LinearPrefill(Stream, const LinearArgs<bfloat16, float>&);
-template void LinearPrefill(Stream, const LinearArgs<float16, float>&);
+template void LinearCublasLt(Stream, const LinearArgs<float>&);
+template void LinearCublasLt(Stream, const LinearArgs<bfloat16>&);
+template void LinearCublasLt(Stream, const LinearArgs<float16>&);
+template void LinearCublasLt(Stream, const LinearArgs<bfloat16, float>&);
+template void LinearCublasLt(Stream, const LinearArgs<float16, float>&);
 
 }  // namespace eet

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/lanes.cuh"
-#include "ops/linear_sm90_store.cuh"
+#include "ops/linear_prefill_sm90_store.cuh"
 
 namespace eet {
 
@@ -40,28 +40,29 @@ class LinearMultiplier {
       const int before = slot_.index;
       slot_.Advance();
       Start(sums);
-      WaitProducts<1>();
+      WgmmaWait<1>();
       Release(before);
     }
-    WaitProducts<0>(sums);
+    WgmmaWait<0>(sums);
     Release(slot_.index);
     slot_.Advance();
   }
 
   // Starts sums += x kernel' of a stage.
   __device__ __forceinline__ void Start(LinearSums<Shape>& sums) {
-    using Step = Product<typename Shape::T, Shape::kOuts>;
+    using Step = Wgmma<typename Shape::T, Shape::kOuts>;
     constexpr int kStepBytes = 16 * Shape::kSpan / Shape::kCols;
     shared_.full[slot_.index].Wait(slot_.parity);
-    const uint64_t x = OperandAt<Shape::kSpan>(SharedAddress(shared_.x[slot_.index]) +
-                                               group_ * kGroupRows * Shape::kSpan);
-    const uint64_t kernel = OperandAt<Shape::kSpan>(SharedAddress(shared_.kernel[slot_.index]));
-    StartProducts();
+    const uint64_t x = WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared_.x[slot_.index]) +
+                                                     group_ * kGroupRows * Shape::kSpan);
+    const uint64_t kernel =
+        WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared_.kernel[slot_.index]));
+    WgmmaFence();
 #pragma unroll
     for (int k = 0; k < Shape::kCols / 16; ++k) {
-      Step::OfRows(sums, x + k * kStepBytes / 16, kernel + k * kStepBytes / 16, true);
+      Step::FromShared(sums, x + k * kStepBytes / 16, kernel + k * kStepBytes / 16, true);
     }
-    CommitProducts();
+    WgmmaCommit();
   }
 
   // Tells both blocks' loaders, a lane each.

@@ -6,7 +6,7 @@
 
 namespace eet {
 
-// Keys, or values, of a tile, as MakeRowTiles lays them out.
+// Keys, or values, of a tile, as MakeTileMap lays them out.
 template <typename T, int kDim>
 struct CacheTile {
   static constexpr int kKeys = int(StepTileKeys(kDim));
