@@ -210,7 +210,7 @@ class Planner {
     Publish();
   }
 
-  // Waits until the next slot's unit has been worked off.
+  // Waits until the next slot's unit has been processed.
   __device__ Unit& Next() {
     shared_.unit_empty[slot_.index].Wait(slot_.parity ^ 1);
     return shared_.units[slot_.index];

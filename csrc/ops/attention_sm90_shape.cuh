@@ -37,7 +37,7 @@ struct Unit {
   int head, kv_head;
   int length;             // of the row
   KeyRange keys;          // that some token sees
-  int last_tile;          // the first to be worked off
+  int last_tile;          // the first to be processed
   int lead, full, trail;  // tiles: full ones are seen by all tokens, those around them in part
 
   __device__ int tiles() const { return lead + full + trail; }
