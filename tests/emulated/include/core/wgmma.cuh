@@ -73,7 +73,7 @@ struct OperandView {
 };
 
 template <typename T, int kN>
-struct Product {
+struct Wgmma {
   static void FromShared(float (&d)[kN / 2], uint64_t a, uint64_t b, bool add,
                      Where where = Where::current()) {
     Lane mine{d, {}};
