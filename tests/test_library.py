@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xla_ops import _library, rms_norm
+from xla_ops import _library, linear, mlp, rms_norm
 
 PLATFORM = "cpu" if jax.default_backend() == "cpu" else "cuda"
 
@@ -26,6 +26,27 @@ def test_op_without_a_library(monkeypatch):
         with pytest.raises(RuntimeError, match=r"it was not built; build it with `.*pip install"):
             jax.jit(lambda x: rms_norm(x, scale))(x)
     np.testing.assert_array_equal(jax.jit(lambda x: rms_norm(x, scale))(x), before)
+
+
+def test_op_where_jit_is_disabled():
+    x, scale = jnp.arange(6.0).reshape(2, 3), jnp.ones(3)
+    want = rms_norm(x, scale)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(rms_norm(x, scale), want)
+        assert jax.grad(lambda x: rms_norm(x, scale).sum())(x).shape == x.shape
+
+
+def test_scratch_memory_is_no_result():
+    """Debugging NaNs looks at all results of a primitive, and scratch memory may hold any bytes."""
+    x, up, down = (jnp.ones(shape, jnp.bfloat16) for shape in ((300, 64), (512, 64), (64, 256)))
+    residual = jnp.ones((300, 512), jnp.bfloat16)
+    nan = np.full((300, 512), np.nan, jnp.bfloat16)
+    with jax.debug_nans(True):
+        for _ in range(20):
+            garbage = [jax.device_put(nan, may_alias=False) for _ in range(3)]
+            del garbage
+            mlp(x, up, down, path="prefill")
+            linear(x, up, residual=residual, activation="silu")
 
 
 def test_without_the_native_module():

@@ -145,9 +145,9 @@ def _abstract(
     _ffi.check_optional_shape("alibi_slopes", alibi_slopes, (heads,))
     _check_sizes(k, heads, page_table.shape[1], layer)
     splits = min(MAX_SPLITS, -(-page_table.shape[1] * k.shape[3] // MIN_SPLIT))
-    # Scratch memory: weighted sums of values, then softmax states of two floats.
-    scratch = (tokens * heads * splits * (head_dim + 2),)
-    return [_ffi.Result(q.shape, q.dtype), _ffi.Result(scratch, jnp.float32)]
+    # Weighted sums of values, then softmax states of two floats.
+    scratch = _ffi.scratch(tokens * heads * splits * (head_dim + 2), jnp.float32)
+    return [_ffi.Result(q.shape, q.dtype), scratch]
 
 
 def _check_dtypes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -129,14 +130,20 @@ def decode_step_fits(
     head_dim: int,
     intermediate: int,
     page_size: int,
+    cache_keys: int = 0,
 ) -> bool:
-    """Whether the kernel takes a decoder of these sizes."""
+    """Whether the kernel takes a decoder of these sizes.
+
+    Args:
+        cache_keys: layers * pages * kv_heads * page_size of the cache; TMA counts them in 32 bits.
+    """
     return bool(
         jnp.dtype(dtype).itemsize == 2
         and batch <= 16
         and hidden <= 65536
         and all(size % 64 == 0 for size in (hidden, heads * head_dim, intermediate, page_size))
         and head_dim in (64, 80, 96, 128, 160, 192, 256)
+        and cache_keys < 2**31
     )
 
 
@@ -191,6 +198,7 @@ def _abstract(given: Operands, *, norm: int, gated: bool, **_: Any) -> list[_ffi
         "head_dim": head_dim,
         "intermediate": mlp.down_kernel.shape[2],
         "page_size": page_size,
+        "cache_keys": math.prod(cache.k.shape[:-1]),
     }
     if not decode_step_fits(**sizes):
         raise ValueError(f"decode_step does not fit {sizes}; see decode_step_fits")

@@ -72,9 +72,7 @@ def define_op(
         abstract = _with_flat_operands(operands, abstract)
         elsewhere = None if elsewhere is None else _with_flat_operands(operands, elsewhere)
     primitive.def_abstract_eval(functools.partial(_abstract_results, abstract))
-    primitive.def_impl(
-        lambda *operands, **attrs: _jitted(primitive, tuple(attrs.items()))(*operands)
-    )
+    primitive.def_impl(functools.partial(_run, primitive))
     for platform in platforms:
         lower = functools.partial(_lower, name, platform, updated, partitionable)
         mlir.register_lowering(primitive, lower, platform=platform)
@@ -132,6 +130,12 @@ def _with_flat_operands(operands: Any, function: Callable[..., Any]) -> Callable
 def _with_grouped_operands(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, which takes operands one by one, as one that takes a NamedTuple of them."""
     return lambda given, **attrs: function(*jax.tree.leaves(given), **attrs)
+
+
+def _run(primitive: Primitive, *operands: Any, **attrs: Any) -> Any:
+    """What an op is outside of jit, and where jit is disabled."""
+    with jax.disable_jit(False):
+        return _jitted(primitive, tuple(attrs.items()))(*operands)
 
 
 @functools.cache
@@ -220,6 +224,7 @@ def batch_rows(*row_operands: int) -> BatchRule:
     Args:
         row_operands: positions of the operands with leading row dimensions. If only these are
             batched, the batch becomes one more leading dimension; else the op is mapped.
+            Scratch memory is not batched.
     """
 
     def rule(bind: Callable[..., Any], operands: Any, axes: Any, **attrs: Any) -> tuple[Any, Any]:
@@ -232,7 +237,7 @@ def batch_rows(*row_operands: int) -> BatchRule:
         for i in row_operands:
             moved[i] = _leading(operands[i], axes[i], size)
         results = bind(*moved, **attrs)
-        return results, [0] * len(results)
+        return results, [None if result.dtype == jnp.uint8 else 0 for result in results]
 
     return rule
 
@@ -300,6 +305,11 @@ def or_empty(array: jax.Array | None, dtype: Any) -> jax.Array:
 def or_none(array: Any) -> jax.Array | None:
     """The inverse of ``or_empty``."""
     return None if array.shape == (0,) else array
+
+
+def scratch(size: int, dtype: Any) -> Result:
+    """The result type of scratch memory for ``size`` elements: bytes, which belong to no row."""
+    return Result((size * jnp.dtype(dtype).itemsize,), jnp.uint8)
 
 
 def results_like(*arrays: Any) -> list[Result]:

@@ -163,8 +163,13 @@ def _abstract(
     _ffi.check_dtype("residual", residual, dtype)
     # The library's product has to be kept where a residual follows the activation.
     keeps_product = PATHS[path] == "prefill" and activation != 0 and residual.shape != (0,)
-    scratch = (*x.shape[:-1], out if keeps_product else 0)
-    return [_ffi.Result(shape, dtype), _ffi.Result(scratch, x.dtype)]
+    rows = scratch_rows(math.prod(x.shape[:-1])) if keeps_product else 0
+    return [_ffi.Result(shape, dtype), _ffi.scratch(rows * out, x.dtype)]
+
+
+def scratch_rows(rows: int) -> int:
+    """The rows of a kept product that are computed together, as ``LinearScratchRows`` in C++."""
+    return min(rows, 512)
 
 
 _linear = _ffi.define_op("eet_linear", _abstract, batch_rule=_ffi.batch_rows(0, 3))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from xla_ops import _ffi
-from xla_ops._linear import PATHS, activate, activation_index, path_index, product_reference
+from xla_ops._linear import (
+    PATHS,
+    activate,
+    activation_index,
+    path_index,
+    product_reference,
+    scratch_rows,
+)
 
 
 def mlp(
@@ -79,8 +87,8 @@ def mlp_reference(
     gated: bool = True,
 ) -> jax.Array:
     up = product_reference(x, up_kernel, up_bias)
-    inner = gate_activation(activation, up, gated=gated).astype(x.dtype)
-    y = product_reference(inner, down_kernel, down_bias)
+    activated = gate_activation(activation, up, gated=gated).astype(x.dtype)
+    y = product_reference(activated, down_kernel, down_bias)
     if residual is not None:
         y = y + residual.astype(jnp.float32)
     return y.astype(x.dtype)
@@ -129,10 +137,13 @@ def _abstract(
     }
     for name, operand in operands.items():
         _ffi.check_dtype(name, operand, x.dtype)
-    rows = x.shape[:-1]
-    scratch = up if gated and PATHS[path] == "prefill" else 0
-    shapes = (x.shape, (*rows, intermediate), (*rows, scratch))
-    return [_ffi.Result(shape, x.dtype) for shape in shapes]
+    rows = math.prod(x.shape[:-1])
+    kept = scratch_rows(rows) if gated and PATHS[path] == "prefill" else 0
+    return [
+        _ffi.Result(x.shape, x.dtype),
+        _ffi.scratch(rows * intermediate, x.dtype),
+        _ffi.scratch(kept * up, x.dtype),
+    ]
 
 
 _mlp = _ffi.define_op("eet_mlp", _abstract, batch_rule=_ffi.batch_rows(0, 5))

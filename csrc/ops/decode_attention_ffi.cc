@@ -15,11 +15,11 @@ static ffi::Error DecodeAttentionHandler(Stream stream, ffi::AnyBuffer q, ffi::A
   const int64_t offset = layer * sizes[1] * sizes[2] * sizes[3] * sizes[4];
   const int64_t tokens = q.dimensions()[0], heads = q.dimensions()[1];
   const int64_t max_pages = page_table.dimensions()[1];
-  const int64_t needed = DecodeAttentionScratch(tokens, heads, sizes[4], max_pages * sizes[3]);
-  if (int64_t(scratch->element_count()) < needed) {
+  const int64_t needed =
+      sizeof(float) * DecodeAttentionScratch(tokens, heads, sizes[4], max_pages * sizes[3]);
+  if (int64_t(scratch->size_bytes()) < needed) {
     return ffi::Error::InvalidArgument("scratch must have at least " + std::to_string(needed) +
-                                       " elements, got " +
-                                       std::to_string(scratch->element_count()));
+                                       " bytes, got " + std::to_string(scratch->size_bytes()));
   }
   return DispatchFloat(q.element_type(), [&]<typename T>(std::type_identity<T>) {
     DecodeAttention(stream,

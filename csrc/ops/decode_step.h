@@ -15,14 +15,14 @@
 namespace eet {
 
 struct DecodeStepSizes {
-  int64_t batch, layers, vocab, hidden, inner;
+  int64_t batch, layers, vocab, hidden, intermediate;
   int64_t heads, kv_heads, head_dim, rotary_dim;
   int64_t pages, page_size, max_pages;
   bool gated;
 
   EET_HOST_DEVICE int64_t q_size() const { return heads * head_dim; }
   EET_HOST_DEVICE int64_t qkv_size() const { return (heads + 2 * kv_heads) * head_dim; }
-  EET_HOST_DEVICE int64_t up_size() const { return gated ? 2 * inner : inner; }
+  EET_HOST_DEVICE int64_t up_size() const { return gated ? 2 * intermediate : intermediate; }
 };
 
 // Weights are stacked over layers, [out, in] row-major, laid out as in xla_ops/_layer.py; biases,
@@ -83,7 +83,7 @@ struct DecodeStepExchange {
     attended = log_sums + (batch * sizes.heads * splits + 3) / 4 * 4;
     attention_out = attended + batch * sizes.q_size() / 2;
     up = attention_out + hidden;
-    down = up + batch * sizes.inner / 2;
+    down = up + batch * sizes.intermediate / 2;
     layer = down + hidden;
     statistics = layer * sizes.layers;
     counters = statistics + (2 * sizes.layers + 1) * batch * 2 * kMaxBlocks;
@@ -118,7 +118,7 @@ constexpr bool StepHasHeadDim(int64_t head_dim) {
 template <typename T>
 constexpr bool DecodeStepFits(const DecodeStepSizes& sizes) {
   const bool in_chunks =
-      sizes.hidden % 64 == 0 && sizes.q_size() % 64 == 0 && sizes.inner % 64 == 0;
+      sizes.hidden % 64 == 0 && sizes.q_size() % 64 == 0 && sizes.intermediate % 64 == 0;
   return sizeof(T) == 2 && sizes.batch <= kStepTokens && in_chunks &&
          StepHasHeadDim(sizes.head_dim) && sizes.page_size % 64 == 0 && sizes.hidden <= 65536 &&
          sizes.layers * sizes.pages * sizes.kv_heads * sizes.page_size <= INT32_MAX;

@@ -32,7 +32,7 @@ static void ReadStepWeights(Operands& operands, int64_t norm, float eps, DecodeS
   step.up_bias = operands.Next<T>();
   const ffi::AnyBuffer down_kernel = operands.Next();
   step.down_kernel = Data<T>(down_kernel);
-  step.sizes.inner = down_kernel.dimensions()[2];
+  step.sizes.intermediate = down_kernel.dimensions()[2];
   step.down_bias = operands.Next<T>();
   step.final_norm = StackedNorm<T>(operands, norm, eps);
   const ffi::AnyBuffer head = operands.Next();

@@ -135,7 +135,7 @@ class Finisher {
   __device__ __forceinline__ void FinishUp(int layer) {
     const DecodeStepArgs<T>& args = block_.args();
     const int size = int(args.sizes.up_size());
-    const int64_t inner = args.sizes.inner, offset = block_.params.exchange.up;
+    const int64_t intermediate = args.sizes.intermediate, offset = block_.params.exchange.up;
     const Activation activation = args.activation;
     const UnitRange share = block_.words.units[kUpProduct];
     const auto prepare = [&](int at, bool valid) {
@@ -152,7 +152,7 @@ class Finisher {
       } else {
         x.y = ActivateFast(activation, x.y);
       }
-      if (valid) StoreRelaxed(Word(layer, offset, inner, at), PackPair(x.x, x.y, kType));
+      if (valid) StoreRelaxed(Word(layer, offset, intermediate, at), PackPair(x.x, x.y, kType));
     });
     Count(share, layer, Phase::kUp);
   }

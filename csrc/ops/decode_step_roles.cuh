@@ -40,7 +40,7 @@ __device__ ProductStep<T> ProductOf(const StepBlock<T>& block, int layer, Phase 
       input.normed = true;
       return {input, kUpProduct, sizes.up_size(), sizes.hidden};
     case Phase::kDown:
-      return {from(layer, Phase::kUp, exchange.up), kDownProduct, sizes.hidden, sizes.inner};
+      return {from(layer, Phase::kUp, exchange.up), kDownProduct, sizes.hidden, sizes.intermediate};
     default:
       input = from(layer - 1, Phase::kDown, exchange.down);
       input.normed = true;

@@ -63,7 +63,7 @@ int Grid(const DecodeStepSizes& sizes, int multiprocessors) {
     };
     return sizes.layers *
                (share(sizes.qkv_size(), sizes.hidden) + share(sizes.hidden, sizes.q_size()) +
-                share(sizes.up_size(), sizes.hidden) + share(sizes.hidden, sizes.inner)) +
+                share(sizes.up_size(), sizes.hidden) + share(sizes.hidden, sizes.intermediate)) +
            share(sizes.vocab, sizes.hidden);
   };
   int best = multiprocessors / 4 * 4;  // they look at each other's sums in fours
@@ -83,7 +83,7 @@ constexpr int64_t kMostNormBytes = 48 << 10;
 StepMemory Divide(const DecodeStepSizes& sizes, int norm_rows, int grid, int shared_bytes,
                   int input_bytes) {
   const int batch = int(sizes.batch);
-  const int64_t longest = std::max({sizes.hidden, sizes.q_size(), sizes.inner});
+  const int64_t longest = std::max({sizes.hidden, sizes.q_size(), sizes.intermediate});
   const int chunks = int(CeilDiv(longest, kTileChunks * kChunkColumns)) * kTileChunks;
   const int chunk_bytes = batch * kChunkColumns * 2;
   StepMemory memory = {};
@@ -141,7 +141,7 @@ bool MakeMaps(StepParams<T>& params) {
   return weight(&params.qkv, args.qkv_kernel, sizes.layers * sizes.qkv_size(), sizes.hidden) &&
          weight(&params.o, args.o_kernel, sizes.layers * sizes.hidden, sizes.q_size()) &&
          weight(&params.up, args.up_kernel, sizes.layers * sizes.up_size(), sizes.hidden) &&
-         weight(&params.down, args.down_kernel, sizes.layers * sizes.hidden, sizes.inner) &&
+         weight(&params.down, args.down_kernel, sizes.layers * sizes.hidden, sizes.intermediate) &&
          weight(&params.head, args.head, sizes.vocab, sizes.hidden) &&
          MakeTileMap(&params.k, args.k, keys, sizes.head_dim, tile_keys, head_chunks) &&
          MakeTileMap(&params.v, args.v, keys, sizes.head_dim, tile_keys, head_chunks);

@@ -37,14 +37,14 @@ struct MlpBlockArgs {
 
 template <typename T>
 struct MlpActivations {
-  T* normed;        // [tokens, hidden]
-  T* intermediate;  // [tokens, intermediate]
-  T* scratch;       // [LinearScratchRows(tokens), up_size], of a gated product on kPrefill
+  T* normed;     // [tokens, hidden]
+  T* activated;  // [tokens, intermediate]
+  T* scratch;    // [LinearScratchRows(tokens), up_size], of a gated product on kPrefill
 
   MlpActivations(Workspace& workspace, const MlpSizes& sizes, LinearPath path) {
     const bool has_scratch = LinearNeedsScratch(path, sizes.gated, true, false);
     normed = workspace.Take<T>(sizes.tokens * sizes.hidden);
-    intermediate = workspace.Take<T>(sizes.tokens * sizes.intermediate);
+    activated = workspace.Take<T>(sizes.tokens * sizes.intermediate);
     const int64_t rows = has_scratch ? LinearScratchRows(sizes.tokens) : 0;
     scratch = workspace.Take<T>(rows * sizes.up_size());
   }
@@ -64,11 +64,11 @@ void MlpBlock(Stream stream, const MlpBlockArgs<T>& args, Workspace workspace) {
                          .down_bias = args.down_bias,
                          .residual = args.residual,
                          .y = args.y,
-                         .intermediate = at.intermediate,
+                         .activated = at.activated,
                          .scratch = at.scratch,
                          .rows = sizes.tokens,
                          .hidden = sizes.hidden,
-                         .inner = sizes.intermediate,
+                         .intermediate = sizes.intermediate,
                          .activation = args.activation,
                          .gated = sizes.gated,
                          .path = args.path,

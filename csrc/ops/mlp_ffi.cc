@@ -7,11 +7,10 @@ namespace eet {
 static ffi::Error MlpHandler(Stream stream, ffi::AnyBuffer x, ffi::AnyBuffer up_kernel,
                              ffi::AnyBuffer down_kernel, ffi::AnyBuffer up_bias,
                              ffi::AnyBuffer down_bias, ffi::AnyBuffer residual,
-                             ffi::Result<ffi::AnyBuffer> y,
-                             ffi::Result<ffi::AnyBuffer> intermediate,
+                             ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> activated,
                              ffi::Result<ffi::AnyBuffer> scratch, int64_t activation, bool gated,
                              int64_t path) {
-  const int64_t hidden = down_kernel.dimensions()[0], inner = down_kernel.dimensions()[1];
+  const int64_t hidden = down_kernel.dimensions()[0], intermediate = down_kernel.dimensions()[1];
   const int64_t rows = hidden == 0 ? 0 : x.element_count() / hidden;
   return DispatchFloat(x.element_type(), [&]<typename T>(std::type_identity<T>) {
     if (rows > 0) {
@@ -22,11 +21,11 @@ static ffi::Error MlpHandler(Stream stream, ffi::AnyBuffer x, ffi::AnyBuffer up_
                              .down_bias = OptionalData<T>(down_bias),
                              .residual = OptionalData<T>(residual),
                              .y = Data<T>(y),
-                             .intermediate = Data<T>(intermediate),
+                             .activated = Data<T>(activated),
                              .scratch = Data<T>(scratch),
                              .rows = rows,
                              .hidden = hidden,
-                             .inner = inner,
+                             .intermediate = intermediate,
                              .activation = Activation(activation),
                              .gated = gated,
                              .path = LinearPath(path)});
@@ -45,7 +44,7 @@ EET_HANDLER(eet_mlp, MlpHandler,
                 .Arg<ffi::AnyBuffer>()  // down_bias
                 .Arg<ffi::AnyBuffer>()  // residual
                 .Ret<ffi::AnyBuffer>()  // y
-                .Ret<ffi::AnyBuffer>()  // intermediate
+                .Ret<ffi::AnyBuffer>()  // activated: scratch memory too
                 .Ret<ffi::AnyBuffer>()  // scratch
                 .Attr<int64_t>("activation")
                 .Attr<bool>("gated")
