@@ -23,7 +23,7 @@ def checked_tokens(config: DecoderConfig, tokens: Any, shape: tuple[int, ...]) -
     if np.shape(tokens) != shape:
         raise ValueError(f"tokens must have shape {shape}, got {np.shape(tokens)}")
     if not isinstance(tokens, jax.Array):
-        _check_ids(config, np.asarray(tokens))
+        check_ids(config, tokens)
     return jnp.asarray(tokens, jnp.int32)
 
 
@@ -49,7 +49,7 @@ def checked_prompt(
         values = [np.asarray(array) for array in given]
         limit = min(state.capacity, config.max_seq_len)
         _check_lengths(values[1], values[2], shape[1], limit)
-        _check_ids(config, values[0][np.arange(shape[1]) < values[1][:, None]])
+        check_ids(config, values[0][np.arange(shape[1]) < values[1][:, None]])
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths, jnp.int32)
 
 
@@ -100,7 +100,13 @@ def _check_ints(name: str, array: Any) -> None:
         raise TypeError(f"{name} must be ints, got {dtype.name}")
 
 
-def _check_ids(config: DecoderConfig, ids: np.ndarray) -> None:
+def check_ids(config: DecoderConfig, tokens: Any, mask: Any = None) -> None:
+    """Raises ValueError for tokens outside of the vocabulary where ``mask``; traced ones pass."""
+    if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        return
+    ids = np.asarray(tokens)
+    if mask is not None:
+        ids = ids[np.asarray(mask) != 0]
     if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
         raise ValueError(
             f"tokens must be between 0 and {config.vocab_size - 1}, got {ids.min()} to {ids.max()}"

@@ -7,7 +7,6 @@ import math
 from typing import Literal
 
 import numpy as np
-from jax import dtypes
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -126,6 +125,9 @@ class DecoderConfig:
                  "num_kv_heads", "head_dim", "max_seq_len")  # fmt: skip
         for name in sizes:
             value = getattr(self, name)
+            if isinstance(value, np.integer):
+                value = int(value)
+                object.__setattr__(self, name, value)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
         if self.hidden_size % 8:
@@ -222,7 +224,7 @@ def dtype_name(name: str, dtype: object) -> str:
         TypeError: if ``dtype`` is none of float32, bfloat16 and float16.
     """
     try:
-        found = dtypes.canonicalize_dtype(np.dtype(dtype)).name  # type: ignore[call-overload]
+        found = np.dtype(dtype).name  # type: ignore[call-overload]
     except TypeError:
         found = repr(dtype)
     if found not in DTYPES:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from eet_jax import embed_and_head, masks
-from eet_jax.arguments import check_embeds, check_mask, either, token_shape
+from eet_jax.arguments import check_embeds, check_ids, check_mask, either, token_shape
 from eet_jax.config import DecoderConfig
 from eet_jax.params import Params
 from eet_jax.positions import alibi_slopes, rotary_table
@@ -61,6 +61,9 @@ def forward(
     order = None
     if attention_mask is not None:
         check_mask(attention_mask, shape)
+    if tokens is not None:
+        check_ids(config, tokens, attention_mask)
+    if attention_mask is not None:
         _, order = masks.right_pad(attention_mask)
         tokens, positions, inputs_embeds = (
             masks.apply(array, order) for array in (tokens, positions, inputs_embeds)
@@ -160,7 +163,8 @@ def _attention(
 ) -> jax.Array:
     normed = embed_and_head.norm(config, x, w.norm_scale, w.norm_bias, implementation)
     qkv = linear(normed, w.qkv_kernel, w.qkv_bias, path=PATH, implementation=implementation)
-    qkv = qkv.reshape(*x.shape[:2], config.num_kv_heads, -1, config.head_dim)
+    group = config.num_heads // config.num_kv_heads
+    qkv = qkv.reshape(*x.shape[:2], config.num_kv_heads, group + 2, config.head_dim)
     q = qkv[..., :-2, :].reshape(*x.shape[:2], config.num_heads, config.head_dim)
     k, v = qkv[..., -2, :], qkv[..., -1, :]
     if w.q_norm is not None:
@@ -180,5 +184,5 @@ def _attention(
         scale=config.score_scale,
         implementation=implementation,
     )
-    attended = attended.reshape(*x.shape[:2], -1)
+    attended = attended.reshape(*x.shape[:2], config.num_heads * config.head_dim)
     return linear(attended, w.o_kernel, w.o_bias, path=PATH, implementation=implementation)

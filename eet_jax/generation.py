@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from eet_jax import requests
@@ -86,8 +85,9 @@ def generate(
         stop: token sequences that end a row; they are cut off.
         logprobs: whether to return them.
         num_beams: only 1 so far.
-        rng: a seed or a JAX key, folded with row and position; or one seed for each row, folded
-            with position only, so that a row's draws do not depend on its place.
+        rng: a seed or a JAX key (two uint32 are one too), folded with row and position; or one seed
+            for each row, folded with position only, so that a row's draws do not depend on its
+            place.
         attention_mask: for array prompts, `[batch, seq]`, padded left or right.
         pool: where the state is leased, the default pool if None; on a mesh a list, of a pool for
             each device; not with ``state``.
@@ -202,9 +202,8 @@ class Run:
     def final_state(self) -> DecodeState:
         """The state with exactly the prompts and the returned tokens in it."""
         counts = self.request.lengths + np.asarray([len(row) for row in self.tokens])
-        return dataclasses.replace(
-            self.state, lengths=jnp.asarray(self.held + counts, dtype=jnp.int32)
-        )
+        lengths = jax.device_put((self.held + counts).astype(np.int32), self.state.lengths.sharding)
+        return dataclasses.replace(self.state, lengths=lengths)
 
     def _prefill(self) -> jax.Array:
         request = self.request

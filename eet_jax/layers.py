@@ -14,6 +14,7 @@ from eet_jax import embed_and_head, positions
 from eet_jax.config import DecoderConfig
 from eet_jax.packing import Packed
 from eet_jax.placement import axis_of
+from eet_jax.plan import layer_workspace
 from eet_jax.prepare import Prepared
 from eet_jax.state import DecodeState
 from eet_jax.tensor_parallel import split_layer
@@ -57,7 +58,13 @@ def run_layers(
     *,
     decode: bool = False,
 ) -> tuple[jax.Array, DecodeState]:
-    """All layers on the residual stream of packed tokens."""
+    """All layers on the residual stream of packed tokens.
+
+    Raises:
+        ValueError: if the state was forked to more rows than its workspace has room for.
+    """
+    if implementation != "reference":
+        _check_workspace(config, tokens.rows.shape[0], state, decode=decode)
     tokens = tokens._replace(alibi_slopes=positions.alibi_slopes(config))
     run: Any = decoder_layer
     if state.mesh is not None:
@@ -79,6 +86,18 @@ def run_layers(
             implementation=implementation,
         )
     return stream, dataclasses.replace(state, k=k, v=v, workspace=workspace, residual=stream)
+
+
+def _check_workspace(
+    config: DecoderConfig, tokens: int, state: DecodeState, *, decode: bool
+) -> None:
+    part = config if state.mesh is None else config.per_device(state.mesh.size)
+    needed = layer_workspace(part, tokens, state.capacity, decode=decode)
+    if needed > state.workspace.size:
+        raise ValueError(
+            f"{tokens} rows need a workspace of {needed} bytes, the state has "
+            f"{state.workspace.size}: init_state with a larger batch or activation_budget"
+        )
 
 
 def layer_options(

@@ -64,7 +64,8 @@ class LLM:
         Args:
             prompts: a string, or a list of them, which are generated together.
             options: ``max_new_tokens`` (64), ``stop`` (strings, which are cut off), and as for
-                ``eet_jax.generate``: temperature, top_k, top_p, min_p, repetition_penalty, rng.
+                ``eet_jax.generate``: temperature, top_k, top_p, min_p, repetition_penalty,
+                eos_token_id (the model's own if not given), rng.
 
         Returns:
             The continuation without the prompt, or a list of them.
@@ -142,14 +143,20 @@ class LLM:
         top_p: Any = 1.0,
         min_p: Any = 0.0,
         repetition_penalty: Any = 1.0,
+        eos_token_id: int | Sequence[int] | None = None,
         rng: Any = 0,
+        **unknown: Any,
     ) -> tuple[list[TextRow], Run]:
+        if unknown:
+            raise TypeError(
+                f"{', '.join(unknown)}: no option of LLM.generate; eet_jax.generate has more of them"
+            )
         request = requests.make(
             self.config,
             ids,
             None,
             max_new_tokens=max_new_tokens,
-            eos_token_id=self.eos_token_id,
+            eos_token_id=self.eos_token_id if eos_token_id is None else eos_token_id,
             stop=None,
             state=None,
         )

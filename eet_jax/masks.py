@@ -26,8 +26,9 @@ def right_pad(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         raise ValueError(f"attention_mask must have shape [batch, seq], got {mask.shape}")
     check_no_gaps(mask)
     real = mask != 0
-    start = jnp.argmax(real, axis=1).astype(jnp.int32)
     size = mask.shape[1]
+    start = jnp.argmax(real, axis=1) if size else jnp.zeros(mask.shape[0])
+    start = start.astype(jnp.int32)
     order = (jnp.arange(size, dtype=jnp.int32) + start[:, None]) % max(size, 1)
     return jnp.sum(real, axis=1, dtype=jnp.int32), order
 

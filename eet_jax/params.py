@@ -147,4 +147,4 @@ def check_params(config: DecoderConfig, params: Params) -> None:
 
 def _by_path(tree: Any) -> dict[str, Any]:
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_spec)[0]
-    return {"/".join(str(key.key) for key in path): leaf for path, leaf in flat}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}

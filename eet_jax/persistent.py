@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from eet_jax.config import DecoderConfig
@@ -45,11 +46,14 @@ def supports(config: DecoderConfig, state: DecodeState, implementation: str | No
     """
     if implementation == "reference" or not state.persistent:
         return False
+    cache_keys = math.prod(state.k.shape[:-1])
+    if not _fits(config, state.batch, state.page_size, cache_keys):
+        return False
     needed = step_bytes(config, state.batch, state.capacity, state.page_size)
     return 0 < needed <= state.workspace.size
 
 
-def _fits(config: DecoderConfig, batch: int, page_size: int) -> bool:
+def _fits(config: DecoderConfig, batch: int, page_size: int, cache_keys: int = 0) -> bool:
     """Whether the kernel has the decoder's options and takes its sizes."""
     has_options = (
         config.positions != "alibi"
@@ -64,4 +68,5 @@ def _fits(config: DecoderConfig, batch: int, page_size: int) -> bool:
         head_dim=config.head_dim,
         intermediate=config.intermediate_size,
         page_size=page_size,
+        cache_keys=cache_keys,
     )

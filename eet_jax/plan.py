@@ -173,20 +173,31 @@ def _workspace(
 ) -> int:
     """The largest of what a prefill chunk and both kinds of decode steps need."""
     max_keys = max_pages * page_size
-    layers = (
-        workspace_bytes(
-            tokens=tokens,
-            hidden=config.hidden_size,
-            heads=config.num_heads,
-            kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            intermediate=config.intermediate_size,
-            max_keys=max_keys,
-            dtype=config.dtype,
-            options=LayerOptions(
-                gated=config.gated_mlp, parallel_residual=config.parallel_residual, decode=decode
-            ),
-        )
-        for tokens, decode in ((chunk, False), (batch, True))
+    return max(
+        layer_workspace(config, chunk, max_keys, decode=False),
+        layer_workspace(config, batch, max_keys, decode=True),
+        persistent.step_bytes(config, batch, max_keys, page_size),
     )
-    return max(*layers, persistent.step_bytes(config, batch, max_keys, page_size))
+
+
+def layer_workspace(config: DecoderConfig, tokens: int, max_keys: int, *, decode: bool) -> int:
+    """Bytes of workspace that a layer needs.
+
+    Args:
+        tokens: of a prefill chunk, or rows of a decode step.
+        max_keys: capacity of a row, in tokens.
+        decode: which of the two.
+    """
+    return workspace_bytes(
+        tokens=tokens,
+        hidden=config.hidden_size,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        intermediate=config.intermediate_size,
+        max_keys=max_keys,
+        dtype=config.dtype,
+        options=LayerOptions(
+            gated=config.gated_mlp, parallel_residual=config.parallel_residual, decode=decode
+        ),
+    )

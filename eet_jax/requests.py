@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,7 @@ def make(
         ValueError, TypeError: as ``generate``.
     """
     rows = _rows(prompts, attention_mask)
+    max_new_tokens = _int("max_new_tokens", max_new_tokens)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
     for i, row in enumerate(rows):
@@ -102,7 +104,7 @@ def make(
         tokens=tokens,
         lengths=np.asarray([len(row) for row in rows], np.int32),
         capacity=capacity,
-        max_new_tokens=int(max_new_tokens),
+        max_new_tokens=max_new_tokens,
         eos=_eos(eos_token_id),
         stop=_stop(stop),
     )
@@ -182,17 +184,36 @@ def _bucket(size: int, smallest: int) -> int:
 def _eos(eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
     if eos_token_id is None:
         return ()
-    ids = (eos_token_id,) if isinstance(eos_token_id, (int, np.integer)) else tuple(eos_token_id)
-    if len(ids) > MAX_EOS:
-        raise ValueError(f"eos_token_id must be at most {MAX_EOS} ids, got {len(ids)}")
-    return tuple(int(i) for i in ids)
+    ids = np.asarray(eos_token_id)
+    if ids.size > MAX_EOS:
+        raise ValueError(f"eos_token_id must be at most {MAX_EOS} ids, got {ids.size}")
+    return _ids("eos_token_id must be an int or a list of ints", np.atleast_1d(ids))
 
 
 def _stop(stop: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...]:
-    sequences = tuple(tuple(int(token) for token in sequence) for sequence in stop or ())
+    expected = "stop must be a list of lists of ints"
+    if stop is None:
+        return ()
+    if isinstance(stop, str) or not np.iterable(stop):
+        raise TypeError(f"{expected}, got {stop!r}")
+    sequences = tuple(_ids(expected, np.asarray(sequence)) for sequence in stop)
     if any(not sequence for sequence in sequences):
         raise ValueError("stop sequences must not be empty")
     return sequences
+
+
+def _ids(expected: str, array: np.ndarray) -> tuple[int, ...]:
+    """The numbers of ``array``, of one dimension."""
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(f"{expected}, got {array.tolist()!r}")
+    return tuple(array.tolist())
+
+
+def _int(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an int, got {value!r}") from error
 
 
 def wants_logprobs(logprobs: bool | None) -> bool:
@@ -240,13 +261,15 @@ def _option(name: str, value: Any, batch: int, dtype: Any, least: float, most: f
         raise ValueError(f"{name} must be a number or one for each of {batch} rows, got {value!r}")
     if array.size and not (np.all(array >= least) and np.all(array <= most)):
         raise ValueError(f"{name} must be between {least} and {most}, got {value!r}")
+    if np.issubdtype(dtype, np.integer):
+        array = np.minimum(array, np.iinfo(dtype).max)
     return np.broadcast_to(array, (batch,)).astype(dtype)
 
 
 def _keys(batch: int, rng: Any) -> np.ndarray:
     """Key words of each row `[batch, 2]` uint32; those of a common seed are folded with the row."""
     if isinstance(rng, jax.Array) and jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key):
-        rng = jax.random.key_data(rng)
+        return _fold_rows(np.broadcast_to(_key_words(rng), (batch, 2)))
     seeds = np.asarray(rng)
     if seeds.dtype == np.uint32 and seeds.shape == (2,):
         return _fold_rows(np.broadcast_to(seeds, (batch, 2)))
@@ -257,6 +280,16 @@ def _keys(batch: int, rng: Any) -> np.ndarray:
     seeds64 = np.broadcast_to(seeds, (batch,)).astype(np.int64).view(np.uint64)
     words = np.stack([seeds64 & 0xFFFFFFFF, seeds64 >> np.uint64(32)], axis=1).astype(np.uint32)
     return words if seeds.shape else _fold_rows(words)
+
+
+def _key_words(key: jax.Array) -> np.ndarray:
+    """Two words of a JAX key, whatever its implementation."""
+    if key.shape:
+        raise ValueError(f"rng must be one key, got keys of shape {key.shape}")
+    words = jax.random.key_data(key)
+    if words.shape != (2,):
+        words = jax.random.bits(key, (2,), np.uint32)
+    return np.asarray(words)
 
 
 def _fold_rows(words: np.ndarray) -> np.ndarray:

@@ -132,6 +132,8 @@ class DecodeState:
 
     def _checked(self, rows: Any) -> np.ndarray:
         rows = np.asarray(rows)
+        if rows.size == 0:
+            rows = rows.astype(np.int32)  # numpy takes an empty list for floats
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise ValueError(f"rows must be a list of ints, got {rows!r}")
         if rows.size and not (rows.min() >= 0 and rows.max() < self.batch):

@@ -151,12 +151,41 @@ def test_params_in_another_dtype():
     np.testing.assert_allclose(logits, want, atol=0.1)
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0)], ids=str)
+def test_no_tokens(variables, shape):
+    decoder = eet_jax.Decoder(CONFIG)
+    tokens = np.zeros(shape, np.int32)
+    for options in ({}, {"attention_mask": np.ones(shape)}, {"implementation": "reference"}):
+        implementation = options.pop("implementation", None)
+        model = eet_jax.Decoder(CONFIG, implementation=implementation)
+        assert model.apply(variables, tokens, **options).shape == (*shape, CONFIG.vocab_size)
+    assert jax.jit(decoder.apply)(variables, tokens).shape == (*shape, CONFIG.vocab_size)
+
+
+def test_padding_may_be_any_number(variables):
+    decoder = eet_jax.Decoder(CONFIG)
+    mask = np.asarray([[1, 1, 0], [1, 0, 0]])
+    tokens = np.where(mask, 3, -100)
+    got = decoder.apply(variables, tokens, attention_mask=mask)
+    want = decoder.apply(variables, np.where(mask, 3, 0), attention_mask=mask)
+    np.testing.assert_array_equal(got[0, :2], want[0, :2])
+    np.testing.assert_array_equal(got[1, :1], want[1, :1])
+
+
 def test_errors(variables):
     decoder = eet_jax.Decoder(CONFIG)
     with pytest.raises(ValueError, match="give either tokens or inputs_embeds"):
         decoder.apply(variables, None)
     with pytest.raises(TypeError, match="tokens must be ints, got float32"):
         decoder.apply(variables, jnp.ones((1, 2)))
+    for wrong in (np.asarray([[1, CONFIG.vocab_size]]), jnp.asarray([[-1, 1]])):
+        with pytest.raises(
+            ValueError, match=f"tokens must be between 0 and {CONFIG.vocab_size - 1}"
+        ):
+            decoder.apply(variables, wrong)
+    module_state = nnx.state(eet_jax.nnx.Decoder(CONFIG, params=variables["params"]))
+    with pytest.raises(ValueError, match="params do not fit the config: missing embedding"):
+        eet_jax.prepare(CONFIG, module_state)
     with pytest.raises(ValueError, match="at most max_seq_len 64 columns, got 65"):
         decoder.apply(variables, jnp.ones((1, 65), jnp.int32))
     embeds = jnp.ones((1, 65, CONFIG.hidden_size))

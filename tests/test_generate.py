@@ -121,6 +121,17 @@ def test_nothing_new_is_compiled(params):
     assert eet_jax.compile_count() > before
 
 
+def test_continuing_a_state_compiles_nothing_either(params):
+    prepared = eet_jax.prepare(CONFIG, params)
+    state = eet_jax.init_state(CONFIG, 3, 128)
+    counts = []
+    for _ in range(3):
+        out = eet_jax.generate(CONFIG, prepared, PROMPTS, max_new_tokens=5, state=state)
+        state = out.state
+        counts.append(eet_jax.compile_count())
+    assert counts[1] == counts[0] == counts[2]
+
+
 def test_sampling_is_reproducible_and_follows_the_seed(params):
     options = {"max_new_tokens": 16, "temperature": 1.5}
     prompt = [5, 6]
@@ -186,7 +197,17 @@ BAD = {
         ValueError,
         "top_k must be a number or one for each of 1",
     ),
+    "count": ([[1]], {"max_new_tokens": 2.5}, TypeError, "max_new_tokens must be an int, got 2.5"),
     "stop": ([[1]], {"stop": [[]]}, ValueError, "stop sequences must not be empty"),
+    "flat stop": ([[1]], {"stop": [3]}, TypeError, r"stop must be a list of lists of ints, got 3"),
+    "stop text": ([[1]], {"stop": ["ab"]}, TypeError, "stop must be a list of lists of ints, got"),
+    "eos": ([[1]], {"eos_token_id": 0.5}, TypeError, "eos_token_id must be an int or a list of"),
+    "keys": (
+        [[1]],
+        {"rng": jax.random.split(jax.random.key(0))},
+        ValueError,
+        r"rng must be one key, got keys of shape \(2,\)",
+    ),
     "rng": ([[1]], {"rng": [1, 2]}, ValueError, "rng must be a seed"),
     "mask": ([[1]], {"attention_mask": np.ones((1, 1))}, ValueError, "prompts in an array"),
     "logprobs": ([[1]], {"logprobs": 5}, ValueError, "logprobs must be"),
@@ -256,6 +277,35 @@ def test_rows_of_neighbouring_seeds_differ(params):
     first = eet_jax.generate(CONFIG, params, [[5]] * 2, rng=jax.random.key(0), **options).tokens
     second = eet_jax.generate(CONFIG, params, [[5]] * 2, rng=jax.random.key(1), **options).tokens
     assert len({tuple(row) for row in first + second}) == 4
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_keys_of_any_implementation(params, implementation):
+    options = {"max_new_tokens": 12, "temperature": 2.0}
+    for batch in (1, 2, 4):
+        first, again, other = (
+            eet_jax.generate(
+                CONFIG, params, [[5]] * batch, **options,
+                rng=jax.random.key(seed, impl=implementation),
+            ).tokens
+            for seed in (0, 0, 1)
+        )  # fmt: skip
+        assert first == again
+        assert len({tuple(row) for row in first + other}) == 2 * batch
+
+
+@pytest.mark.parametrize("make", [int, np.int64, jnp.asarray])
+def test_ints_of_any_kind(params, greedy, make):
+    options = {"eos_token_id": make(greedy[0][6]), "top_k": make(2**31 - 1)}
+    out = eet_jax.generate(CONFIG, params, PROMPTS[:1], max_new_tokens=make(20), **options)
+    end = greedy[0].index(greedy[0][6]) + 1
+    assert out.tokens == [greedy[0][:end]]
+
+
+def test_top_k_beyond_32_bits_is_all(params):
+    options = {"max_new_tokens": 12, "temperature": 2.0}
+    want = eet_jax.generate(CONFIG, params, [[5]], **options).tokens
+    assert eet_jax.generate(CONFIG, params, [[5]], **options, top_k=2**32 + 1).tokens == want
 
 
 def test_generation_is_a_dataclass():

@@ -120,7 +120,21 @@ def test_chat_needs_a_template(llm, tmp_path):
     assert answer == chatting.generate(prompt, max_new_tokens=8)
 
 
-def test_errors(tmp_path):
+def test_end_of_sequence_of_ones_own(llm):
+    options = {"max_new_tokens": 12}
+    text = llm.generate("It was a", **options)
+    ids = llm.tokenizer.encode("It was a" + text).ids
+    end = ids[len(llm.tokenizer.encode("It was a").ids) + 3]
+    cut = llm.generate("It was a", **options, eos_token_id=end)
+    assert text.startswith(cut)
+    assert len(cut) < len(text)
+
+
+def test_errors(llm, tmp_path):
+    with pytest.raises(TypeError, match=r"num_beams: no option of LLM\.generate"):
+        llm.generate("It was", num_beams=2)
+    with pytest.raises(TypeError, match=r"dtype must be one of .*, got float64"):
+        eet_jax.LLM("eet-tiny", dtype="float64")
     with pytest.raises(FileNotFoundError, match="a directory or one of eet-tiny, got 'nowhere'"):
         eet_jax.LLM("nowhere")
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):

@@ -132,6 +132,31 @@ def test_errors(weights):
     eet_jax.decode_step(CONFIG, weights, np.zeros(2, np.int32), state)
 
 
+def test_fork_beyond_the_workspace(weights):
+    """What is refused when the next step is traced: the state is still there."""
+    budget = eet_jax.plan(CONFIG, 1, 512, 1 << 30).activation_bytes
+    for least in range(1000, budget, 1000):
+        try:
+            state = eet_jax.init_state(CONFIG, 1, 512, pages=100, activation_budget=least)
+            break
+        except ValueError:
+            continue
+    _, state = eet_jax.prefill(CONFIG, weights, [[1, 2, 3]], None, state)
+    forked = state.fork([0] * state.residual.shape[0])
+    match = "rows need a workspace of .* bytes, the state has .*: init_state with a larger batch"
+    with pytest.raises(ValueError, match=match):
+        eet_jax.decode_step(CONFIG, weights, np.zeros(forked.batch, int), forked)
+    alone = forked.reorder([0])
+    rows, alone = step(weights, [[1, 2, 3]], alone, [7])
+    step(weights, rows, alone, [8])
+
+
+def test_no_rows(weights):
+    rows = random_rows(7, 3)
+    _, state = prefilled(weights, rows)
+    step(weights, rows, state.release([]), [1, 2])
+
+
 def test_pool_too_small(weights):
     with eet_jax.BufferPool(1 << 20) as pool:
         with pytest.raises(MemoryError, match="needs"):

@@ -175,7 +175,7 @@ def _memory_rows(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     return [
         ("weights", format_bytes(plan["weight_bytes"]), facts["dtype"]),
         ("KV cache", format_bytes(plan["kv_bytes"]), f"{token} per token"),
-        ("workspace", format_bytes(plan["workspace_bytes"]), "activations inside a layer"),
+        ("workspace", format_bytes(plan["workspace_bytes"]), "inside a layer, or a decode step"),
         ("residual stream", format_bytes(plan["residual_bytes"]), chunk),
         ("together", format_bytes(plan["peak_bytes"]), verdict),
     ]
