@@ -111,7 +111,7 @@ def compare(ours: Function, theirs: Function, *operands: jax.Array, mapped: int 
 def decode_with_a_cache(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
     """One token per row and step: its keys and values into pages, attention over all so far."""
     page_size, max_pages = 8, -(-SEQ // 8)
-    # Page 0 is nobody's. Any other order of pages would do.
+    # Page 0 is reserved. Any other order of pages would do.
     page_table = 1 + jnp.arange(BATCH * max_pages, dtype=jnp.int32).reshape(BATCH, max_pages)
     pages = jnp.zeros((1, 1 + BATCH * max_pages, KV_HEADS, page_size, HEAD_DIM))
 

@@ -1,4 +1,4 @@
-"""Prompts of any length, worked off in chunks that fit the activation budget."""
+"""Prompts of any length, processed in chunks that fit the activation budget."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def draw() -> Drawing:
     d.text(250, 18, "lengths", kind="code strong", anchor="start")
     table(d, 40, (("row 0", (3, 1, 4, 0), 150), ("row 1", (5, 0, 0, 0), 40)))
     d.text(330, 62, "page_size = 64: 150 tokens are 2 full pages and 22 tokens.", anchor="start")
-    d.text(330, 80, "0 is no page; page 0 itself is nobody's.", anchor="start")
+    d.text(330, 80, "0 is no page; page 0 itself is reserved.", anchor="start")
     d.text(8, 146, "k, v", kind="code strong", anchor="start")
     cache(d, 128, {1: ("row 0", 64), 3: ("row 0", 64), 4: ("row 0", 22), 5: ("row 1", 40)})
     d.line((8, 186), (752, 186), kind="dotted")
@@ -52,6 +52,6 @@ def cache(d: Drawing, y: float, pages: dict[int, tuple[str, int]]) -> None:
         d.box(x, y, width, ROW, kind="free", radius=0)
         if tokens:
             d.box(x, y, width * tokens / 64, ROW, kind="cache", radius=0)
-        text = owner or ("nobody's" if page == 0 else "free")
+        text = owner or ("reserved" if page == 0 else "free")
         d.text(x + width / 2, y + 15, f"page {page}", kind="label")
         d.text(x + width / 2, y + 29, text, kind="label")

@@ -72,7 +72,7 @@ def block(d: Drawing) -> None:
     y = 272
     d.box(8, y, 744, 120, kind="frame", radius=6)
     d.text(20, y + 20, "a block, one on each multiprocessor", kind="strong", anchor="start")
-    d.box(20, y + 36, 110, 44, "producer warp\norders tiles", kind="kernel", text_kind="label")
+    d.box(20, y + 36, 110, 44, "producer warp\nloads tiles", kind="kernel", text_kind="label")
     for i in range(7):
         kind = "weights" if i < 5 else "free"
         d.box(160 + i * 26, y + 36, 24, 44, kind=kind, radius=2)
