@@ -256,7 +256,8 @@ def decode_active(
     stream = embed_and_head.embed(
         config, weights, tokens, lengths, into=state.residual, implementation=implementation
     )
-    state = dataclasses.replace(state, residual=stream, lengths=lengths + (rows >= 0))
+    taken = (rows >= 0).astype(jnp.int32)
+    state = dataclasses.replace(state, residual=stream, lengths=lengths + taken)
     placed = Tokens(rows, lengths, positions.rotary_table(config, lengths))
     return decode_embedded(config, weights, placed, state, implementation)
 

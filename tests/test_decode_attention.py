@@ -83,11 +83,17 @@ def test_equals_attention_at_the_last_position(rng):
     np.testing.assert_allclose(run(case, window=300), want, rtol=2e-6, atol=2e-6)
 
 
-def test_empty_batch():
-    cache = jnp.zeros((1, 2, 2, 8, 16))
-    out = decode_attention(jnp.zeros((0, 4, 16)), cache, cache, jnp.zeros((0, 3), jnp.int32),
-                           jnp.zeros(0, jnp.int32), layer=0)  # fmt: skip
-    assert out.shape == (0, 4, 16)
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_empty_batch(implementation):
+    cache, table = jnp.zeros((1, 2, 2, 8, 16)), jnp.zeros((0, 3), jnp.int32)
+
+    def attend(q):
+        return decode_attention(
+            q, cache, cache, table, jnp.zeros(0, jnp.int32), layer=0, implementation=implementation
+        )
+
+    q = jnp.zeros((0, 4, 16))
+    assert attend(q).shape == jax.grad(lambda q: attend(q).sum())(q).shape == (0, 4, 16)
 
 
 def test_lengths_beyond_the_page_table(rng):

@@ -302,6 +302,17 @@ def test_ints_of_any_kind(params, greedy, make):
     assert out.tokens == [greedy[0][:end]]
 
 
+def test_no_dtype_is_promoted_in_silence(params, greedy):
+    with jax.numpy_dtype_promotion("strict"):
+        out = eet_jax.generate(
+            CONFIG, params, PROMPTS, max_new_tokens=20, temperature=1e-6, top_p=0.9, logprobs=True
+        )
+        state = eet_jax.init_state(CONFIG, 1, 64)
+        _, state = eet_jax.prefill(CONFIG, params, [[1, 2]], None, state)
+        eet_jax.decode_step(CONFIG, params, [3], state)
+    assert out.tokens == greedy
+
+
 def test_top_k_beyond_32_bits_is_all(params):
     options = {"max_new_tokens": 12, "temperature": 2.0}
     want = eet_jax.generate(CONFIG, params, [[5]], **options).tokens

@@ -212,7 +212,7 @@ def _compose(
     rows = rows_with_room(
         given.page_table, lengths, active, page_size=page_size, max_length=max_length
     )
-    generated = generated + active
+    generated = generated + active.astype(jnp.int32)
     ends = jnp.any(tokens[:, None] == given.limits.eos, axis=1)
     ends |= generated >= given.limits.max_new_tokens
     frequencies: Any = given.tables.inverse_frequencies
@@ -228,7 +228,7 @@ def _compose(
             seen=seen.at[jnp.arange(tokens.size), tokens].max(active),
             generated=generated,
             done=done | ends,
-            lengths=lengths + (rows >= 0),
+            lengths=lengths + (rows >= 0).astype(jnp.int32),
         ),
         record=Record(*record),
         x=x,

@@ -110,7 +110,7 @@ def attention_reference(
         assert positions is not None
         # A token is a batch row of one query; its keys are the pages of its row.
         pages = [jnp.swapaxes(cache[layer][page_table], 2, 3) for cache in (k, v)]
-        k, v = (page.reshape(page.shape[0], -1, *page.shape[3:])[rows] for page in pages)
+        k, v = (jax.lax.collapse(page, 1, 3)[rows] for page in pages)
         lengths = jnp.where((rows >= 0) & (rows < page_table.shape[0]), k.shape[1], 0)
         out = attention_reference(
             q[:, None], k, v, lengths=lengths, positions=positions[:, None], window=window,

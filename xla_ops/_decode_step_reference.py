@@ -91,5 +91,6 @@ def decode_step_phases(
 
 def _join_heads(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """The inverse of ``split_heads``."""
-    groups = q.reshape(*k.shape[:2], -1, k.shape[2])
-    return jnp.concatenate([groups, k[:, :, None], v[:, :, None]], axis=2).reshape(q.shape[0], -1)
+    groups = q.reshape(*k.shape[:2], q.shape[1] // k.shape[1], k.shape[2])
+    heads = jnp.concatenate([groups, k[:, :, None], v[:, :, None]], axis=2)
+    return jax.lax.collapse(heads, 1)
