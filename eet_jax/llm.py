@@ -149,7 +149,7 @@ class LLM:
     ) -> tuple[list[TextRow], Run]:
         if unknown:
             raise TypeError(
-                f"{', '.join(unknown)}: no option of LLM.generate; eet_jax.generate has more of them"
+                f"{', '.join(unknown)}: no option of LLM.generate; eet_jax.generate has more"
             )
         request = requests.make(
             self.config,
