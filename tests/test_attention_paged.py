@@ -125,6 +125,17 @@ def test_paged_equals_dense(rng, dtype):
     np.testing.assert_array_equal(float64(paged), float64(dense).reshape(paged.shape))
 
 
+@pytest.mark.parametrize("page", [-1, -(2**31), 10**6, 2**31 - 1])
+def test_pages_that_do_not_exist(rng, page):
+    """Nothing outside of the cache is read; other rows are what they are."""
+    k, v, table, _ = make_cache(rng, 2, 3, 8, 16, "float32")
+    q = random(rng, (20, HEADS, 16), "float32")
+    rows, positions = jnp.repeat(jnp.arange(2), 10), jnp.tile(jnp.arange(10), 2)
+    attend = functools.partial(attention, q, k, v, rows=rows, positions=positions, layer=LAYER)
+    wrong = attend(page_table=table.at[1].set(page))
+    np.testing.assert_array_equal(wrong[:10], attend(page_table=table)[:10])
+
+
 def test_no_tokens(rng):
     k, v, table, _ = make_cache(rng, 2, 2, 8, 8, "float32")
     none = jnp.zeros((0,), jnp.int32)

@@ -96,6 +96,15 @@ def test_empty_batch(implementation):
     assert attend(q).shape == jax.grad(lambda q: attend(q).sum())(q).shape == (0, 4, 16)
 
 
+@pytest.mark.parametrize("page", [-1, -(2**31), 10**6, 2**31 - 1])
+def test_pages_that_do_not_exist(rng, page):
+    """Nothing outside of the cache is read; other rows are what they are."""
+    case = make_case(rng, lengths=(48, 32), spare_pages=0)
+    table = case.page_table.at[1].set(page)
+    wrong = decode_attention(case.q, case.k, case.v, table, case.lengths, layer=LAYER)
+    np.testing.assert_array_equal(wrong[0], run(case)[0])
+
+
 def test_lengths_beyond_the_page_table(rng):
     case = make_case(rng, lengths=(48, 32), spare_pages=0)
     longer = decode_attention(*case.operands[:4], jnp.asarray([60, 32], jnp.int32), layer=LAYER)

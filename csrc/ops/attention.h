@@ -65,7 +65,8 @@ EET_HOST_DEVICE int64_t KeyOffset(const AttentionArgs<T>& args, int row, int64_t
     return ((row * args.key_len + key) * args.kv_heads + kv_head) * args.head_dim;
   }
   const uint32_t page_size = uint32_t(args.page_size);
-  const int64_t page = args.page_table[row * args.max_pages + uint32_t(key) / page_size];
+  const int64_t found = args.page_table[row * args.max_pages + uint32_t(key) / page_size];
+  const int64_t page = PageInside(found, args.pages);
   return ((page * args.kv_heads + kv_head) * page_size + uint32_t(key) % page_size) * args.head_dim;
 }
 

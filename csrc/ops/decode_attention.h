@@ -107,6 +107,7 @@ template <typename T>
 EET_HOST_DEVICE int64_t KeyOffset(const DecodeAttentionArgs<T>& args, int64_t page, int64_t kv_head,
                                   int key) {
   const int64_t slot = uint32_t(key) % uint32_t(args.page_size);
+  page = PageInside(page, args.pages);
   return ((page * args.kv_heads + kv_head) * args.page_size + slot) * args.head_dim;
 }
 

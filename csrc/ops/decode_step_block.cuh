@@ -218,12 +218,14 @@ struct StepBlock {
     return reinterpret_cast<const int*>(memory + params.memory.windows)[layer];
   }
 
-  // The page where a token's key goes; 0 for tokens that have no row.
+  // The page where a token's key goes; 0 for tokens that have no row, or a page that does not
+  // exist.
   __device__ int PageOf(int token) const {
     const int64_t row = args().rows[token];
-    return row < 0 ? 0
-                   : args().page_table[row * sizes().max_pages +
-                                       args().positions[token] / int(sizes().page_size)];
+    if (row < 0) return 0;
+    const int index = args().positions[token] / int(sizes().page_size);
+    const int page = args().page_table[row * sizes().max_pages + index];
+    return uint32_t(page) < uint32_t(sizes().pages) ? page : 0;
   }
 
   __device__ const float* Rotary(int token) const {

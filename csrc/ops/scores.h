@@ -44,4 +44,9 @@ EET_HOST_DEVICE KeyRange VisibleKeys(int position, int64_t length, int64_t windo
   return {int(begin), int(end)};
 }
 
+// The page nearest to `page` that exists: a table's entries may be anything.
+EET_HOST_DEVICE int64_t PageInside(int64_t page, int64_t pages) {
+  return page < 0 ? 0 : page < pages ? page : pages - 1;
+}
+
 }  // namespace eet
