@@ -15,6 +15,7 @@ from flax import nnx
 from test_decoder_options import random_params
 
 import eet_jax
+import xla_ops
 from eet_jax.checkpoint import load
 from eet_jax.checkpoint.tree import flatten
 
@@ -80,6 +81,22 @@ def of_reference(name: str) -> tuple[eet_jax.DecoderConfig, Any, Any]:
 def test_linen(name):
     config, params, want = of_reference(name)
     assert_gradients(linen_gradient(params, config, None), want)
+
+
+def test_of_gradients():
+    """Gradient penalties and Hessians: derivatives in reverse mode may be nested."""
+    x = jnp.linspace(-1.0, 2.0, 24).reshape(3, 8)
+
+    def loss(implementation, x):
+        options = {"implementation": implementation}
+        y = xla_ops.rms_norm(x, jnp.arange(8.0), **options)
+        return jnp.sum(xla_ops.linear(y, jnp.ones((4, 8)) / 8, activation="gelu", **options) ** 3)
+
+    got, want = (
+        jax.jacrev(jax.grad(functools.partial(loss, implementation)))(x)
+        for implementation in ("native", "reference")
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["plain-biases-learned", "tied-biases-qk-norm-windows"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -67,7 +68,7 @@ def attention(
     _attention_checks.check_ranks(q, k, page_table)
     options: dict[str, Any] = {
         "causal": bool(causal),
-        "window": 0 if window is None else int(window),
+        "window": 0 if window is None else min(operator.index(window), 2**31 - 1),
         "soft_cap": 0.0 if soft_cap is None else float(soft_cap),
         "scale": float(max(q.shape[-1], 1) ** -0.5 if scale is None else scale),
         "layer": int(layer or 0),
