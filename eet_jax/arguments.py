@@ -44,12 +44,13 @@ def checked_prompt(
     _check_ints("lengths", lengths)
     if np.shape(lengths) != (state.batch,):
         raise ValueError(f"lengths must have shape ({state.batch},), got {np.shape(lengths)}")
-    given = (tokens, lengths, state.lengths)
-    if not any(isinstance(array, jax.core.Tracer) for array in given):
-        values = [np.asarray(array) for array in given]
-        limit = min(state.capacity, config.max_seq_len)
-        _check_lengths(values[1], values[2], shape[1], limit)
-        check_ids(config, values[0][np.arange(shape[1]) < values[1][:, None]])
+    if not isinstance(lengths, jax.core.Tracer):
+        ends = np.asarray(lengths)
+        held = np.zeros_like(ends)
+        if not isinstance(state.lengths, jax.core.Tracer):
+            held = np.asarray(state.lengths)
+        _check_lengths(ends, held, shape[1], min(state.capacity, config.max_seq_len))
+        check_ids(config, tokens, np.arange(shape[1]) < ends[:, None])
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths, jnp.int32)
 
 
@@ -94,6 +95,23 @@ def check_embeds(config: DecoderConfig, embeds: Any, shape: tuple[int, ...]) -> 
         raise TypeError(f"inputs_embeds must have a float dtype, got {embeds.dtype.name}")
 
 
+def checked_positions(config: DecoderConfig, positions: Any) -> jax.Array:
+    """Positions of tokens as int32.
+
+    Raises:
+        TypeError: unless they are ints.
+        ValueError: for concrete ones outside of a table of learned positions.
+    """
+    _check_ints("positions", positions)
+    if config.positions == "learned" and not isinstance(positions, jax.core.Tracer):
+        found, most = np.asarray(positions), config.max_seq_len - 1
+        if found.size and not (found.min() >= 0 and found.max() <= most):
+            raise ValueError(
+                f"positions must be between 0 and {most}, got {found.min()} to {found.max()}"
+            )
+    return jnp.asarray(positions, jnp.int32)
+
+
 def _check_ints(name: str, array: Any) -> None:
     dtype = array.dtype if isinstance(array, jax.Array) else np.asarray(array).dtype
     if not jnp.issubdtype(dtype, jnp.integer):
@@ -105,7 +123,7 @@ def check_ids(config: DecoderConfig, tokens: Any, mask: Any = None) -> None:
     if isinstance(tokens, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         return
     ids = np.asarray(tokens)
-    if mask is not None:
+    if mask is not None and np.shape(mask) == ids.shape:
         ids = ids[np.asarray(mask) != 0]
     if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from eet_jax.config import DecoderConfig
-from eet_jax.plan import PAGE_SIZE, BudgetError, plan
+from eet_jax.plan import MAX_BATCH, PAGE_SIZE, BudgetError, plan
 
 
 def longest_context(
@@ -41,7 +41,7 @@ def largest_batch(
     one, two = (plan(config, batch, context).kv_bytes for batch in (1, 2))
     return _most(
         lambda batch: _fits(config, batch, context, memory, activation_budget),
-        memory // (two - one),
+        min(memory // (two - one), MAX_BATCH),
     )
 
 

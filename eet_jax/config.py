@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+import operator
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +14,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 Norm = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "quick_gelu"]
 Positions = Literal["rotary", "learned", "alibi", "none"]
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
+          "num_kv_heads", "head_dim", "max_seq_len")  # fmt: skip
+_NUMBERS = ("norm_eps", "rope_theta", "embedding_scale")
+_OPTIONAL_NUMBERS = ("attention_scale", "attention_soft_cap", "logit_soft_cap")
+_SWITCHES = ("gated_mlp", "qkv_bias", "output_bias", "mlp_bias", "qk_norm", "parallel_residual",
+             "tie_word_embeddings")  # fmt: skip
 _CHOICES = {
     "norm": ("rms", "layer"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu"),
@@ -42,7 +49,7 @@ class RotaryScaling:
     def __post_init__(self) -> None:
         if self.kind not in ("linear", "llama3", "yarn"):
             raise ValueError(f"kind must be linear, llama3 or yarn, got {self.kind!r}")
-        if self.factor < 1.0:
+        if not 1.0 <= self.factor < math.inf:
             raise ValueError(f"factor must be at least 1, got {self.factor}")
         if self.kind != "linear" and self.original_max_seq_len < 1:
             raise ValueError(
@@ -114,22 +121,40 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("dtype", "param_dtype"):
             object.__setattr__(self, name, dtype_name(name, getattr(self, name)))
-        if isinstance(self.sliding_window, list):
-            object.__setattr__(self, "sliding_window", tuple(self.sliding_window))
+        self._check_types()
         self._check_sizes()
         self._check_numbers()
         self._check_options()
 
-    def _check_sizes(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads",
-                 "num_kv_heads", "head_dim", "max_seq_len")  # fmt: skip
-        for name in sizes:
+    def _check_types(self) -> None:
+        """Numbers of numpy and JAX become Python's, so that configs are equal and hashable."""
+        for name in _SIZES:
+            object.__setattr__(self, name, as_int(name, getattr(self, name)))
+        for name in _NUMBERS:
+            object.__setattr__(self, name, _as_float(name, getattr(self, name)))
+        for name in _OPTIONAL_NUMBERS:
             value = getattr(self, name)
-            if isinstance(value, np.integer):
-                value = int(value)
-                object.__setattr__(self, name, value)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+            object.__setattr__(self, name, None if value is None else _as_float(name, value))
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.rotary_dim is not None:
+            object.__setattr__(self, "rotary_dim", as_int("rotary_dim", self.rotary_dim))
+        windows = self.sliding_window
+        if isinstance(windows, (list, tuple)):
+            layers = [None if w is None else as_int("sliding_window", w) for w in windows]
+            object.__setattr__(self, "sliding_window", tuple(layers))
+        elif windows is not None:
+            object.__setattr__(self, "sliding_window", as_int("sliding_window", windows))
+        if not isinstance(self.rotary_scaling, RotaryScaling | None):
+            raise TypeError(
+                f"rotary_scaling must be a RotaryScaling or None, got {self.rotary_scaling!r}"
+            )
+
+    def _check_sizes(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % 8:
             raise ValueError(f"hidden_size must be a multiple of 8, got {self.hidden_size}")
         if self.head_dim % 8 or self.head_dim > 256:
@@ -141,10 +166,10 @@ class DecoderConfig:
             )
 
     def _check_numbers(self) -> None:
-        for name in ("norm_eps", "rope_theta", "embedding_scale"):
+        for name in _NUMBERS:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("attention_scale", "attention_soft_cap", "logit_soft_cap"):
+        for name in _OPTIONAL_NUMBERS:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive or None, got {value}")
@@ -215,6 +240,25 @@ class DecoderConfig:
     def replace(self, **changes: object) -> DecoderConfig:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def as_int(name: str, value: Any) -> int:
+    """``value``, an int of any kind, as Python's; raises TypeError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an int, got {value!r}") from error
+
+
+def _as_float(name: str, value: Any) -> float:
+    if isinstance(value, (int, float)):
+        return value
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be a number, got {value!r}") from error
 
 
 def dtype_name(name: str, dtype: object) -> str:

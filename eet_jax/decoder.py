@@ -46,6 +46,7 @@ def prefill(
             by every call.
         tokens: `[batch, seq]` int32, right-padded.
         lengths: `[batch]` int32, real tokens of each row, seq if None; 0 leaves a row as it is.
+            Traced ones are clamped to 0 and seq.
         state: donated.
         implementation: None or "native" for the kernels, "reference" for plain JAX.
 
@@ -145,6 +146,7 @@ def run_prefill(
     *,
     implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
+    lengths = jnp.clip(lengths, 0, tokens.shape[1])
     state, lengths = _reserve(state, lengths)
     packed = pack(tokens, lengths, state.lengths)
     hidden = jnp.zeros((state.batch, config.hidden_size), config.dtype)
@@ -185,7 +187,7 @@ def _extend(
     return_hidden: bool = False,
     implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
-    asked = lengths
+    asked = lengths = jnp.clip(lengths, 0, tokens.shape[1])
     state, lengths = _reserve(state, asked)
     packed = pack(tokens, lengths, state.lengths)
     packed = dataclasses.replace(packed, embeds=inputs_embeds)
@@ -205,7 +207,7 @@ def _extend(
                 config, weights, hidden, path="prefill", implementation=implementation
             )
         )
-        return state, jax.lax.dynamic_update_slice(out, rows, (start, 0))
+        return state, jax.lax.dynamic_update_slice_in_dim(out, rows, start, 0)
 
     state, out = for_chunks(packed, limit, chunk, (state, out))
     state = dataclasses.replace(state, lengths=state.lengths + lengths)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from eet_jax import embed_and_head, masks
-from eet_jax.arguments import check_embeds, check_ids, check_mask, either, token_shape
+from eet_jax.arguments import check_embeds, check_mask, either, token_shape
 from eet_jax.config import DecoderConfig
 from eet_jax.params import Params
 from eet_jax.positions import alibi_slopes, rotary_table
@@ -61,9 +61,6 @@ def forward(
     order = None
     if attention_mask is not None:
         check_mask(attention_mask, shape)
-    if tokens is not None:
-        check_ids(config, tokens, attention_mask)
-    if attention_mask is not None:
         _, order = masks.right_pad(attention_mask)
         tokens, positions, inputs_embeds = (
             masks.apply(array, order) for array in (tokens, positions, inputs_embeds)

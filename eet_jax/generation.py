@@ -15,7 +15,7 @@ from eet_jax.config import DecoderConfig
 from eet_jax.decode_loop import Loop, compile_loops, decode_steps, init_loop, trip_count
 from eet_jax.decoder import run_prefill
 from eet_jax.placement import replicated_sharding
-from eet_jax.pool import BufferPool
+from eet_jax.pool import BufferPool, default_pool
 from eet_jax.prepare import Prepared, arrange
 from eet_jax.requests import Request
 from eet_jax.state import DecodeState, check_status, init_state, raise_failure
@@ -161,6 +161,9 @@ class Run:
         self.finished = np.zeros(request.batch, bool)
         if state is None:
             mesh = mesh_of(weights)
+            devices = weights.embedding.devices()
+            if pool is None and mesh is None and len(devices) == 1:
+                pool = default_pool(*devices)
             state = init_state(config, request.batch, request.capacity, pool=pool, mesh=mesh)
             self.held = np.zeros(request.batch, np.int32)
         else:
@@ -202,8 +205,7 @@ class Run:
     def final_state(self) -> DecodeState:
         """The state with exactly the prompts and the returned tokens in it."""
         counts = self.request.lengths + np.asarray([len(row) for row in self.tokens])
-        lengths = jax.device_put((self.held + counts).astype(np.int32), self.state.lengths.sharding)
-        return dataclasses.replace(self.state, lengths=lengths)
+        return self.state.with_lengths(self.held + counts)
 
     def _prefill(self) -> jax.Array:
         request = self.request

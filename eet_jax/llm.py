@@ -124,6 +124,11 @@ class LLM:
         return chat_tokenizer(self.directory)
 
     def _encode(self, prompts: list[str]) -> list[list[int]]:
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompts must be strings, got {prompt!r}")
+            if any("\ud800" <= character <= "\udfff" for character in prompt):
+                raise ValueError(f"prompts must be text, got bytes that are not: {prompt!r}")
         return [self.tokenizer.encode(prompt).ids for prompt in prompts]
 
     def _complete(self, ids: list[list[int]], **options: Any) -> list[str]:
@@ -222,6 +227,8 @@ def _pieces(row: TextRow, run: Run) -> Iterator[str]:
 
 def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(text, str) for text in stops):
+        raise TypeError(f"stop must be a string or a list of strings, got {stop!r}")
     if any(not text for text in stops):
         raise ValueError("stop strings must not be empty")
     return stops

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from eet_jax import masks
-from eet_jax.arguments import check_mask, either
+from eet_jax.arguments import check_ids, check_mask, checked_positions, either
 from eet_jax.config import DecoderConfig
 from eet_jax.decoder import extend
 from eet_jax.forward import forward
@@ -30,10 +30,16 @@ def call(
     implementation: str | None,
 ) -> Any:
     """Logits, or (logits, state) when a state is given; see ``eet_jax.Decoder``."""
-    tokens, attention_mask, positions, inputs_embeds = (
+    if state is not None and not isinstance(state, DecodeState):
+        raise TypeError(f"state must be a DecodeState, got {type(state).__name__}")
+    if tokens is not None:
+        check_ids(config, tokens, attention_mask)  # before numbers of 64 bits lose half of them
+    tokens, attention_mask, inputs_embeds = (
         None if given is None else jnp.asarray(given)  # lists too
-        for given in (tokens, attention_mask, positions, inputs_embeds)
+        for given in (tokens, attention_mask, inputs_embeds)
     )
+    if positions is not None:
+        positions = checked_positions(config, positions)
     if state is None:
         return forward(
             config,

@@ -141,6 +141,11 @@ def check_params(config: DecoderConfig, params: Params) -> None:
         for path in want
         if path in got and tuple(got[path].shape) != want[path].shape
     ]
+    problems += [
+        f"{path} must have a float dtype, got {jnp.dtype(leaf.dtype).name}"
+        for path, leaf in got.items()
+        if not jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     if problems:
         raise ValueError("params do not fit the config: " + "; ".join(problems))
 

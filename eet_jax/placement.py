@@ -27,6 +27,8 @@ class Placement:
         devices = [None] if mesh is None else list(mesh.devices.flat)
         if pool is None:
             pool = [default_pool(device) for device in devices]
+        if not isinstance(pool, (BufferPool, Sequence)):
+            raise TypeError(f"pool must be a BufferPool or a list, got {type(pool).__name__}")
         self.pools = [pool] if isinstance(pool, BufferPool) else list(pool)
         self.devices = [pool.device for pool in self.pools]
         if len(self.devices) != len(devices) or (mesh is not None and self.devices != devices):

@@ -7,7 +7,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from eet_jax import persistent
-from eet_jax.config import DecoderConfig
+from eet_jax.config import DecoderConfig, as_int
 from eet_jax.params import param_count
 from xla_ops import LayerOptions, workspace_bytes
 
@@ -20,6 +20,8 @@ CHUNK_ALIGNMENT = 64
 Tiles of products and of attention are one to four times as many, those of float32's attention half
 as many; but the least budget holds one such chunk, so it is not the largest tile."""
 
+MAX_BATCH = 1 << 24
+"""Rows of a state, so that no size leaves the range of 64 bits"""
 DEFAULT_BUDGET = 256 * 2**20
 MAX_CHUNK = 8192
 """Longer chunks no longer speed anything up."""
@@ -87,11 +89,12 @@ def plan(
         ValueError: for sizes out of range, or (``BudgetError``) a budget under the minimum, with
             the minimum.
     """
-    max_seq_len = config.max_seq_len if max_seq_len is None else max_seq_len
+    batch, page_size = as_int("batch", batch), as_int("page_size", page_size)
+    max_seq_len = as_int("max_seq_len", config.max_seq_len if max_seq_len is None else max_seq_len)
     _check_sizes(config, batch, max_seq_len, page_size)
     itemsize = jnp.dtype(config.dtype).itemsize
     max_pages = -(-max_seq_len // page_size)
-    pages = 1 + batch * max_pages if pages is None else pages
+    pages = 1 + batch * max_pages if pages is None else as_int("pages", pages)
     if pages < 2:
         raise ValueError(f"pages must be at least 2, page 0 is reserved, got {pages}")
     chunk = _chunk_tokens(config, batch, max_pages, page_size, activation_budget)
@@ -130,8 +133,8 @@ def step_read_bytes(config: DecoderConfig, batch: int, context: float) -> int:
 
 
 def _check_sizes(config: DecoderConfig, batch: int, max_seq_len: int, page_size: int) -> None:
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"batch must be between 1 and {MAX_BATCH}, got {batch}")
     if not 1 <= max_seq_len <= config.max_seq_len:
         raise ValueError(
             f"max_seq_len must be between 1 and the decoder's {config.max_seq_len}, "

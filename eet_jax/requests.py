@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from eet_jax.config import DecoderConfig
+from eet_jax.config import DecoderConfig, as_int
 from eet_jax.masks import check_no_gaps
 from eet_jax.state import DecodeState, needed_and_free_pages
 from xla_ops import Limits, Sampling
@@ -88,8 +87,10 @@ def make(
     Raises:
         ValueError, TypeError: as ``generate``.
     """
+    if state is not None and not isinstance(state, DecodeState):
+        raise TypeError(f"state must be a DecodeState, got {type(state).__name__}")
     rows = _rows(prompts, attention_mask)
-    max_new_tokens = _int("max_new_tokens", max_new_tokens)
+    max_new_tokens = as_int("max_new_tokens", max_new_tokens)
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
     for i, row in enumerate(rows):
@@ -187,7 +188,10 @@ def _eos(eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
     ids = np.asarray(eos_token_id)
     if ids.size > MAX_EOS:
         raise ValueError(f"eos_token_id must be at most {MAX_EOS} ids, got {ids.size}")
-    return _ids("eos_token_id must be an int or a list of ints", np.atleast_1d(ids))
+    found = _ids("eos_token_id must be an int or a list of ints", np.atleast_1d(ids))
+    if any(token >= 1 << 31 for token in found):
+        raise ValueError(f"eos_token_id must be below 2**31, got {found}")
+    return found
 
 
 def _stop(stop: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...]:
@@ -207,13 +211,6 @@ def _ids(expected: str, array: np.ndarray) -> tuple[int, ...]:
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise TypeError(f"{expected}, got {array.tolist()!r}")
     return tuple(array.tolist())
-
-
-def _int(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"{name} must be an int, got {value!r}") from error
 
 
 def wants_logprobs(logprobs: bool | None) -> bool:
@@ -257,6 +254,10 @@ def sampling(
 
 def _option(name: str, value: Any, batch: int, dtype: Any, least: float, most: float) -> np.ndarray:
     array = np.asarray(value)
+    kinds = "iu" if np.issubdtype(dtype, np.integer) else "iuf"
+    if array.dtype.kind not in kinds:
+        what = "an int" if kinds == "iu" else "a number"
+        raise TypeError(f"{name} must be {what} or one for each row, got {value!r}")
     if array.shape not in ((), (batch,)):
         raise ValueError(f"{name} must be a number or one for each of {batch} rows, got {value!r}")
     if array.size and not (np.all(array >= least) and np.all(array <= most)):

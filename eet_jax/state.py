@@ -89,6 +89,8 @@ class DecodeState:
             ValueError: for a row outside the batch, or if there are not enough free pages.
         """
         rows = self._checked(rows)
+        if len(rows) == 0:
+            raise ValueError("fork needs at least one row, got []")
         if len(rows) > self.residual.shape[0]:
             raise ValueError(
                 f"fork can make at most {self.residual.shape[0]} rows, got {len(rows)}: "
@@ -114,6 +116,8 @@ class DecodeState:
             ValueError: for a row outside the batch or named twice (``fork`` does that).
         """
         rows = self._checked(rows)
+        if len(rows) == 0:
+            raise ValueError("reorder needs at least one row, got []")
         if len(set(rows.tolist())) != len(rows):
             raise ValueError(f"reorder needs distinct rows, got {rows.tolist()}")
         table, lengths = _reorder(self.page_table, self.lengths, rows)
@@ -129,6 +133,12 @@ class DecodeState:
         kept[self._checked(rows)] = False
         table, lengths = _keep(self.page_table, self.lengths, kept)
         return dataclasses.replace(self, page_table=table, lengths=lengths)
+
+    def with_lengths(self, lengths: np.ndarray) -> DecodeState:
+        """A state whose rows end after so many of their tokens; later pages are free again."""
+        placed = jax.device_put(lengths.astype(np.int32), self.lengths.sharding)
+        table = _held_by(self.page_table, placed, page_size=self.page_size)
+        return dataclasses.replace(self, page_table=table, lengths=placed)
 
     def _checked(self, rows: Any) -> np.ndarray:
         rows = np.asarray(rows)
@@ -281,6 +291,9 @@ def _fork(
     target = jnp.where(copied, table[batch, partial], pages)
     k, v = (cache.at[:, target].set(cache[:, source], mode="drop") for cache in (k, v))
     return k, v, table, lengths
+
+
+_held_by = jax.jit(_held, static_argnames="page_size")
 
 
 @jax.jit

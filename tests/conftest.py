@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,9 @@ import pytest
 from hypothesis import settings
 
 from xla_ops import _library
+
+# Torch's threads would spin on the cores of other workers: four times the time for transformers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 jax.config.update("jax_num_cpu_devices", 2)  # so that what is sharded lies on more than one
 

@@ -173,6 +173,7 @@ def test_plot_needs_matplotlib(monkeypatch, tmp_path):
     ("arguments", "line"),
     [
         (["--plot", "no/where.png"], "no: no such directory, for --plot; make it, or name another"),
+        (["--bandwidth", "0B"], "--bandwidth must be more than 0 bytes per second, got 0"),
         (["nowhere"], "model must be a directory or one of eet-tiny, got 'nowhere'"),
         (
             ["--prompt-length", "500"],

@@ -162,6 +162,20 @@ def test_no_tokens(variables, shape):
     assert jax.jit(decoder.apply)(variables, tokens).shape == (*shape, CONFIG.vocab_size)
 
 
+def test_chunks_with_ints_of_64_bits(variables):
+    config = CONFIG.replace(max_seq_len=256)
+    with pytest.raises(ValueError, match="activation_budget must be at least") as failure:
+        eet_jax.plan(config, 1, 256, 1)
+    least = int(str(failure.value).split("least ")[1].split()[0])
+    tokens = np.arange(200)[None] % config.vocab_size
+    with jax.enable_x64(True):
+        state = eet_jax.init_state(config, 1, 256, activation_budget=least)
+        assert state.residual.shape[0] < tokens.size
+        got, _ = eet_jax.Decoder(config).apply(variables, tokens, state=state)
+    want = eet_jax.Decoder(config).apply(variables, tokens)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
 def test_padding_may_be_any_number(variables):
     decoder = eet_jax.Decoder(CONFIG)
     mask = np.asarray([[1, 1, 0], [1, 0, 0]])
@@ -178,11 +192,25 @@ def test_errors(variables):
         decoder.apply(variables, None)
     with pytest.raises(TypeError, match="tokens must be ints, got float32"):
         decoder.apply(variables, jnp.ones((1, 2)))
-    for wrong in (np.asarray([[1, CONFIG.vocab_size]]), jnp.asarray([[-1, 1]])):
+    wide = np.asarray([[1, 1 << 32]])
+    for wrong in (np.asarray([[1, CONFIG.vocab_size]]), jnp.asarray([[-1, 1]]), wide):
         with pytest.raises(
             ValueError, match=f"tokens must be between 0 and {CONFIG.vocab_size - 1}"
         ):
             decoder.apply(variables, wrong)
+    with pytest.raises(ValueError, match="tokens must be between 0 and"):
+        decoder.apply(variables, wide, state=eet_jax.init_state(CONFIG, 1))
+    with pytest.raises(TypeError, match="state must be a DecodeState, got int"):
+        decoder.apply(variables, TOKENS, state=5)
+    with pytest.raises(TypeError, match="positions must be ints, got float"):
+        decoder.apply(variables, TOKENS, positions=np.ones(TOKENS.shape))
+    learned = CONFIG.replace(positions="learned")
+    with pytest.raises(ValueError, match="positions must be between 0 and 63, got 64 to 64"):
+        eet_jax.Decoder(learned).init(
+            jax.random.key(0), TOKENS, positions=np.full(TOKENS.shape, 64)
+        )
+    with pytest.raises(ValueError, match="embedding/embedding must have a float dtype, got int8"):
+        eet_jax.prepare(CONFIG, jax.tree.map(lambda x: x.astype("int8"), variables["params"]))
     module_state = nnx.state(eet_jax.nnx.Decoder(CONFIG, params=variables["params"]))
     with pytest.raises(ValueError, match="params do not fit the config: missing embedding"):
         eet_jax.prepare(CONFIG, module_state)

@@ -202,6 +202,14 @@ BAD = {
     "flat stop": ([[1]], {"stop": [3]}, TypeError, r"stop must be a list of lists of ints, got 3"),
     "stop text": ([[1]], {"stop": ["ab"]}, TypeError, "stop must be a list of lists of ints, got"),
     "eos": ([[1]], {"eos_token_id": 0.5}, TypeError, "eos_token_id must be an int or a list of"),
+    "large eos": (
+        [[1]],
+        {"eos_token_id": 1 << 40},
+        ValueError,
+        r"eos_token_id must be below 2\*\*31",
+    ),
+    "float top_k": ([[1]], {"top_k": 2.7}, TypeError, "top_k must be an int or one for each row"),
+    "no temperature": ([[1]], {"temperature": None}, TypeError, "temperature must be a number"),
     "keys": (
         [[1]],
         {"rng": jax.random.split(jax.random.key(0))},
@@ -259,6 +267,10 @@ def test_bad_arrays(params):
         )
     with pytest.raises(ValueError, match=r"prompts must have shape \[batch, seq\]"):
         eet_jax.generate(CONFIG, params, np.ones(3, int), max_new_tokens=1)
+    with pytest.raises(TypeError, match="state must be a DecodeState, got int"):
+        eet_jax.generate(CONFIG, params, [[1]], max_new_tokens=1, state=5)
+    with pytest.raises(TypeError, match="pool must be a BufferPool or a list, got int"):
+        eet_jax.generate(CONFIG, params, [[1]], max_new_tokens=1, pool=5)
     with pytest.raises(TypeError, match="decoder must be a Decoder"):
         eet_jax.generate("model", params, [[1]], max_new_tokens=1)
     state = eet_jax.init_state(CONFIG, 2)
@@ -270,6 +282,24 @@ def test_state_without_pages_is_refused(params):
     state = eet_jax.init_state(CONFIG, 2, pages=2)
     with pytest.raises(ValueError, match="need 2 pages of the state, 1 are free"):
         eet_jax.generate(CONFIG, params, [[1], [2]], max_new_tokens=4, state=state)
+
+
+def test_pages_behind_the_end_are_free_again(params, greedy):
+    """The loop reserves pages for the tokens it may draw; rows that end before leave them."""
+    stop = greedy[0][3:5]
+    state = eet_jax.init_state(CONFIG, 2, 200, page_size=8, pages=17)
+    options = {"max_new_tokens": 60, "stop": [stop]}
+    state = eet_jax.generate(CONFIG, params, PROMPTS[:1] * 2, state=state, **options).state
+    held = -(-np.asarray(state.lengths) // 8)
+    assert np.count_nonzero(state.page_table, axis=1).tolist() == held.tolist()
+    longest = 8 * (16 - held.sum() + held[0]) - int(state.lengths[0]) - 1
+    logits, _ = eet_jax.prefill(CONFIG, params, np.ones((2, longest), int), [longest, 0], state)
+    assert np.isfinite(logits[0]).all()
+
+
+def test_parameters_on_another_device(params, greedy):
+    other = jax.device_put(params, jax.devices()[-1])
+    assert eet_jax.generate(CONFIG, other, PROMPTS, max_new_tokens=20).tokens == greedy
 
 
 def test_rows_of_neighbouring_seeds_differ(params):

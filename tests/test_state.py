@@ -109,6 +109,10 @@ def test_errors(weights):
         state.fork([0, 2])
     with pytest.raises(ValueError, match="reorder needs distinct rows"):
         state.reorder([0, 0])
+    with pytest.raises(ValueError, match=r"fork needs at least one row, got \[\]"):
+        state.fork([])
+    with pytest.raises(ValueError, match=r"reorder needs at least one row, got \[\]"):
+        state.reorder([])
     with pytest.raises(ValueError, match="fork needs 9 free pages, got"):
         state.fork([0] * 10)
     state = state.fork([0, 1])
@@ -124,12 +128,36 @@ def test_errors(weights):
         eet_jax.prefill(CONFIG, weights, np.zeros((2, 3), np.int32), [4, 1], state)
     with pytest.raises(ValueError, match="activation_budget must be at least"):
         eet_jax.init_state(CONFIG, 1, activation_budget=1000)
+    for sizes in ({"batch": 2.5}, {"max_seq_len": 10.5}, {"page_size": "8"}, {"pages": 2.5}):
+        (name,) = sizes
+        with pytest.raises(TypeError, match=f"{name} must be an int, got"):
+            eet_jax.init_state(CONFIG, **({"batch": 1} | sizes))
+    with pytest.raises(ValueError, match="batch must be between 1 and 16777216, got"):
+        eet_jax.plan(CONFIG, 10**20)
     with pytest.raises(ValueError, match="max_seq_len must be between 1 and"):
         eet_jax.init_state(CONFIG, 1, 513)
     with pytest.raises(ValueError, match="kv_dtype must be"):
         eet_jax.init_state(CONFIG, 1, kv_dtype="float16")
     # The state survived all of that.
     eet_jax.decode_step(CONFIG, weights, np.zeros(2, np.int32), state)
+
+
+def test_traced_lengths_are_clamped(weights):
+    """A row never claims tokens that were not written: they would be another's."""
+    prefill = jax.jit(lambda state, tokens, lengths: eet_jax.prefill(
+        CONFIG, weights, tokens, lengths, state), donate_argnums=0)  # fmt: skip
+    rows = random_rows(9, 5)
+    _, state = prefilled(weights, rows)
+    logits, state = prefill(state, jnp.asarray([[1, 2], [3, 4]]), jnp.asarray([50, -3]))
+    assert state.lengths.tolist() == [11, 5]
+    assert np.isnan(logits[1]).all()
+    step(weights, [[*rows[0], 1, 2], rows[1]], state, [7, 8])
+
+
+def test_host_tokens_are_checked_while_tracing(weights):
+    state = eet_jax.init_state(CONFIG, 1, 64)
+    with pytest.raises(ValueError, match="tokens must be between 0 and 39, got 99 to 99"):
+        jax.jit(lambda state: eet_jax.prefill(CONFIG, weights, [[99]], None, state))(state)
 
 
 def test_fork_beyond_the_workspace(weights):

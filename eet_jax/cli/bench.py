@@ -67,6 +67,8 @@ def bench(
         for length, rows in itertools.product(prompt_length or [128], batch or [1, 4, 16])
     ]
     config, weights = _load(model, dtype, cases)
+    if bandwidth == 0:
+        raise ValueError("--bandwidth must be more than 0 bytes per second, got 0")
     if bandwidth is None:
         with progress("Measuring the memory's bandwidth"):
             bandwidth = round(read_bandwidth())
