@@ -312,7 +312,7 @@ def test_rows_of_neighbouring_seeds_differ(params):
 @pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_keys_of_any_implementation(params, implementation):
     options = {"max_new_tokens": 12, "temperature": 2.0}
-    for batch in (1, 2, 4):
+    for batch in (1, 3):
         first, again, other = (
             eet_jax.generate(
                 CONFIG, params, [[5]] * batch, **options,
