@@ -4,9 +4,10 @@
 //   * One thread issues bulk copies of the block's part of each row into a ring of chunks in shared
 //     memory, as far ahead as the ring allows: the next rows arrive while one is summed and
 //     written, and memory never waits for sums.
-//   * The others sum chunks as they arrive, look at them again for a second sum, and free each
-//     when it is written. A thread's columns are the same in every row, so scale and bias are read
-//     once, into registers; with each row they would be as much traffic again in L2.
+//   * The others take a row into registers and free its chunks at once. They sum and write it from
+//     there: shared memory read for each sum again took longer than the row takes to come.
+//   * A thread's columns are the same in every row, so scale and bias are read once, into shared
+//     memory; with each row they would be as much traffic again in L2.
 //   * A sum takes one exchange, between all warps of the cluster: each stores its own in every
 //     block, whose barrier counts them in. Barriers of the cluster would wait for memory.
 #pragma once
@@ -31,11 +32,12 @@ class StreamedRow {
   static constexpr int kLeastBlocks = 1;                    // that a multiprocessor holds
   static constexpr int64_t kMostPacks = int64_t{kBlocks} * kStreamedPacks * kRowThreads;
 
-  static constexpr int kSlots = 28;
+  static constexpr int kSlots = 12;
   static constexpr int kWarps = kRowThreads / kWarpSize, kSums = kBlocks * kWarps;
 
   struct Shared {
-    alignas(128) Vector<T> chunks[kSlots][kRowThreads];
+    alignas(128) uint4 chunks[kSlots][kRowThreads];
+    uint4 scale[kStreamedPacks][kRowThreads], bias[kStreamedPacks][kRowThreads];
     float sums[2][kSums];  // of warps, for this exchange and the next
     Barrier full[kSlots], empty[kSlots], summed[2];
   };
@@ -54,6 +56,7 @@ class StreamedRow {
     if (threadIdx.x < kRowThreads) {
       StreamedRow row(rows, shared);
       for (int64_t i = Team::Item(); i < rows.rows; i += Teams()) {
+        row.Take();
         work(row);
         row.y_ += Teams() * rows.cols;
       }
@@ -67,24 +70,17 @@ class StreamedRow {
   template <typename F>
   __device__ float Sum(const F& term) {
     float sum = 0;
-    Each([&](int i, RingSlot<kSlots> slot) {
-      shared_.full[slot.index].Wait(slot.parity);
-      if (Has(i)) sum = AddTerms(sum, At(slot), term);
-    });
+    Each([&](int i) { sum = AddTerms(sum, As(Anew(values_[i])), term); });
     return Exchange(WarpReduce<eet::Sum>(sum));
   }
 
-  // y = element(x, scale, bias), after a sum; the row's chunks are the next rows' from then on.
+  // y = element(x, scale, bias).
   template <typename F>
   __device__ void Write(const F& element) {
-    slot_ = Each([&](int i, RingSlot<kSlots> slot) {
-      if (Has(i)) {
-        const auto scale = std::bit_cast<Vector<T>>(Anew(scale_[i]));
-        const auto bias = std::bit_cast<Vector<T>>(Anew(bias_[i]));
-        StoreVector(y_ + i * kChunk, MapElements(At(slot), scale, bias, element));
-      }
-      __syncwarp();
-      shared_.empty[slot.index].ArriveAsWarp(threadIdx.x % kWarpSize);
+    Each([&](int i) {
+      const Vector<T> scale = As(shared_.scale[i][threadIdx.x]);
+      const Vector<T> bias = As(shared_.bias[i][threadIdx.x]);
+      StoreVector(y_ + i * kChunk, MapElements(As(Anew(values_[i])), scale, bias, element));
     });
   }
 
@@ -124,7 +120,7 @@ class StreamedRow {
     for (int64_t row = Team::Item(); row < rows.rows; row += Teams()) {
       const T* x = rows.x + row * rows.cols + part.begin;
       for (int first = 0; first < part.packs; first += kRowThreads) {
-        const int bytes = min(part.packs - first, kRowThreads) * int(sizeof(Vector<T>));
+        const int bytes = min(part.packs - first, kRowThreads) * int(sizeof(uint4));
         Barrier& full = shared.full[slot.index];
         shared.empty[slot.index].Wait(slot.parity ^ 1);
         full.ArriveExpecting(bytes);
@@ -138,30 +134,37 @@ class StreamedRow {
       : shared_(shared), packs_(Part::OfThisBlock(rows.cols).packs) {
     const int64_t first = Part::OfThisBlock(rows.cols).begin + int(threadIdx.x) * kWidth;
     y_ = rows.y + Team::Item() * rows.cols + first;
+    Each([&](int i) {
+      shared.scale[i][threadIdx.x] = LoadReused(rows.scale + first + i * kChunk, true);
+      shared.bias[i][threadIdx.x] = LoadReused(rows.bias + first + i * kChunk, rows.bias);
+    });
+  }
+
+  static __device__ Vector<T> As(const uint4& words) { return std::bit_cast<Vector<T>>(words); }
+
+  // Whether the thread has a vector in chunk i.
+  __device__ bool Has(int i) const { return int(threadIdx.x) + i * kRowThreads < packs_; }
+
+  // Calls work(i) for each chunk in which it has one.
+  template <typename F>
+  __device__ void Each(const F& work) const {
 #pragma unroll
     for (int i = 0; i < kStreamedPacks; ++i) {
-      scale_[i] = LoadReused(rows.scale + first + i * kChunk, Has(i));
-      bias_[i] = LoadReused(rows.bias + first + i * kChunk, Has(i) && rows.bias);
+      if (Has(i)) work(i);
     }
   }
 
-  // Whether the thread has a vector in chunk i, and that vector in the chunk's slot.
-  __device__ bool Has(int i) const { return int(threadIdx.x) + i * kRowThreads < packs_; }
-  __device__ Vector<T> At(RingSlot<kSlots> slot) const {
-    return LoadVector(shared_.chunks[slot.index][threadIdx.x].values);
-  }
-
-  // Calls work(i, its slot) for each chunk of the row. Returns the slot behind them.
-  template <typename F>
-  __device__ RingSlot<kSlots> Each(const F& work) const {
-    RingSlot<kSlots> slot = slot_;
+  // Takes the next row out of the ring. By whole warps: also those without a vector free a chunk.
+  __device__ void Take() {
 #pragma unroll
     for (int i = 0; i < kStreamedPacks; ++i) {
       if (i * kRowThreads >= packs_) continue;
-      work(i, slot);
-      slot.Advance();
+      shared_.full[slot_.index].Wait(slot_.parity);
+      if (Has(i)) values_[i] = shared_.chunks[slot_.index][threadIdx.x];
+      __syncwarp();
+      shared_.empty[slot_.index].ArriveAsWarp(threadIdx.x % kWarpSize);
+      slot_.Advance();
     }
-    return slot;
   }
 
   // The sum of the warps' sums. Two places take turns: who stores in this one has seen the sum
@@ -187,9 +190,9 @@ class StreamedRow {
   Shared& shared_;
   const int packs_;
   T* y_;                   // the thread's first vector of the row
-  RingSlot<kSlots> slot_;  // of the row's first chunk
+  RingSlot<kSlots> slot_;  // of the next row's first chunk
   RingSlot<2> exchange_;
-  uint4 scale_[kStreamedPacks], bias_[kStreamedPacks];  // the thread's, as they lie in memory
+  uint4 values_[kStreamedPacks];  // the thread's of the row, as they lie in memory
 };
 
 }  // namespace eet
