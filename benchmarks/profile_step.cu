@@ -52,7 +52,7 @@ const std::vector<Variant> kVariants = {
 // That a step reads: each weight of a product once, and the cache.
 double ReadBytes(const DecodeStepSizes& sizes, int64_t context, bool attends) {
   const int64_t rows = sizes.qkv_size() + sizes.up_size();
-  const int64_t layer = rows * sizes.hidden + (sizes.q_size() + sizes.inner) * sizes.hidden;
+  const int64_t layer = rows * sizes.hidden + (sizes.q_size() + sizes.intermediate) * sizes.hidden;
   const int64_t keys = attends ? sizes.batch * context : 0;
   const int64_t cache = 2 * keys * sizes.kv_heads * sizes.head_dim;
   return 2.0 * double(sizes.layers * (layer + cache) + sizes.vocab * sizes.hidden);

@@ -92,7 +92,7 @@ inline DecodeStepSizes Sizes(const Shape& shape, int64_t batch, int64_t context)
           .layers = shape.layers,
           .vocab = shape.vocab,
           .hidden = shape.hidden,
-          .inner = shape.inner,
+          .intermediate = shape.inner,
           .heads = shape.heads,
           .kv_heads = shape.kv_heads,
           .head_dim = shape.head_dim,
@@ -118,7 +118,7 @@ inline void MakeWeights(const Shape& shape, DecodeStepArgs<bfloat16>& step) {
   step.mlp_norm = Norm(shape, layers * hidden);
   step.up_kernel = Kernel(layers, sizes.up_size(), hidden);
   step.up_bias = Bias(shape.mlp_bias, layers * sizes.up_size());
-  step.down_kernel = Kernel(layers, hidden, sizes.inner);
+  step.down_kernel = Kernel(layers, hidden, sizes.intermediate);
   step.down_bias = Bias(shape.mlp_bias, layers * hidden);
   step.final_norm = Norm(shape, hidden);
   step.head = Kernel(1, sizes.vocab, hidden);

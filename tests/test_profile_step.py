@@ -41,6 +41,31 @@ def test_profiled_launch_compiles(tmp_path):
     compile_emulated(f"-I{tmp_path}", "-fsyntax-only", source)
 
 
+# What the program calls of CUDA on the host, and the emulated GPU lacks.
+HOST_TYPES = """
+enum CudaHost { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaStreamCaptureModeGlobal };
+using cudaEvent_t = void*;
+using cudaGraph_t = void*;
+using cudaGraphExec_t = void*;
+"""
+HOST_FUNCTIONS = (
+    *("Malloc", "Memcpy", "DeviceSynchronize"),
+    *("StreamCreate", "StreamSynchronize", "StreamBeginCapture", "StreamEndCapture"),
+    *("GraphInstantiate", "GraphLaunch", "GraphDestroy", "GraphExecDestroy"),
+    *("EventCreate", "EventRecord", "EventSynchronize", "EventElapsedTime", "EventDestroy"),
+)
+
+
+@needs_compiler
+def test_program_compiles(tmp_path):
+    (tmp_path / "profile_step_shapes.inc").write_text(profile_step.shape("llama", LLAMA))
+    host = [f"cudaError_t cuda{name}(Arguments&&...);\n" for name in HOST_FUNCTIONS]
+    declarations = "".join(f"template <typename... Arguments>\n{line}" for line in host)
+    (tmp_path / "host.h").write_text(HOST_TYPES + declarations)
+    source = ROOT / "benchmarks" / "profile_step.cu"
+    compile_emulated(f"-I{tmp_path}", "-include", "host.h", "-fsyntax-only", source)
+
+
 def test_shapes_follow_the_config():
     llama, gpt2 = profile_step.shape("llama", LLAMA), profile_step.shape("gpt2", GPT2)
     assert llama.startswith('{.name = "llama", .layers = 2, .vocab = 96, .hidden = 32, .inner = 64')
