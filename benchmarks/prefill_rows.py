@@ -59,9 +59,11 @@ def _eet_layer(hidden: int, prompt: int) -> Row:
 
 # Rows of one model stand together: they share its weights.
 ROWS = (
+    _row("llama-3-8b", 1, 128),
     _row("llama-3-8b", 1, 512),
     _row("llama-3-8b", 1, 4096, floors=1.2),
     _row("llama-3-8b", 1, 32768, floors=1.2),
+    _row("llama-3.2-1b", 1, 128),
     _row("llama-3.2-1b", 1, 512),
     _row("llama-3.2-1b", 1, 4096),
     _row("llama-3.2-1b", 1, 32768),

@@ -16,10 +16,10 @@ constexpr int kBandPairs = 8;     // of tiles of rows, that are visited together
 
 using LinearCluster = ClusterOf<kLinearBlocks>;
 
-template <typename T_, int kOuts_, int kStages_>
+template <typename T_, int kGroups_, int kOuts_, int kStages_>
 struct LinearShape {
   using T = T_;
-  static constexpr int kGroups = 2;  // warpgroups that multiply, 64 rows each
+  static constexpr int kGroups = kGroups_;  // warpgroups that multiply, 64 rows each
   static constexpr int kRows = kGroups * kGroupRows, kOuts = kOuts_;
   static constexpr int kCols = 64, kSpan = kCols * sizeof(T);  // of a stage
   static constexpr int kStages = kStages_;
