@@ -22,8 +22,8 @@ class LinearLoader {
   __device__ void Run(bool weights_are_ready) {
     if (weights_are_ready) {
       ahead_ = min(tiles_.steps, Shape::kStages);
-      tiles_.At<Shape>(LinearCluster::Item(), [&](int, int out) {
-        for (int i = 0; i < ahead_; ++i) LoadKernel(i * Shape::kCols, out, i);
+      tiles_.At<Shape>(LinearCluster::Item(), [&](int row, int out) {
+        for (int i = 0; i < ahead_; ++i) LoadKernel(i * Shape::kCols, row, out, i);
       });
     }
     WaitForDependencies();
@@ -41,18 +41,24 @@ class LinearLoader {
       --ahead_;
     } else {
       shared_.empty[stage].Wait(slot_.parity ^ 1);
-      LoadKernel(col, out, stage);
+      LoadKernel(col, row, out, stage);
     }
-    TmaLoad(SharedAddress(shared_.x[stage]), maps_.x, col, row, 0, 0, shared_.full[stage]);
+    if (HasRows(row)) {
+      TmaLoad(SharedAddress(shared_.x[stage]), maps_.x, col, row, 0, 0, shared_.full[stage]);
+    }
     slot_.Advance();
   }
 
+  // A block behind the last row copies for the other alone. Nobody sees what it multiplies; rows of
+  // zeros, which TMA has for it, would take longer to come than others.
+  __device__ bool HasRows(int row) const { return row < tiles_.rows; }
+
   // What it copies may land at the other block before that expects it; the other's phase ends after
   // both.
-  __device__ void LoadKernel(int col, int out, int stage) {
+  __device__ void LoadKernel(int col, int row, int out, int stage) {
     const int part = LinearCluster::Rank() * Shape::kPartOuts;
     Barrier& full = shared_.full[stage];
-    full.ArriveExpecting(Shape::kRowBytes + Shape::kOutBytes);
+    full.ArriveExpecting(Shape::kOutBytes + (HasRows(row) ? Shape::kRowBytes : 0));
     TmaLoadMulticast(SharedAddress(shared_.kernel[stage]) + part * Shape::kSpan, maps_.kernel, col,
                      out + part, 0, 0, full, (1 << kLinearBlocks) - 1);
   }

@@ -44,13 +44,15 @@ struct LinearShared {
 struct LinearTiles {
   int pairs, strips;  // of rows, of outputs
   int steps;          // stages of a tile
+  int rows;           // that there are
 
   template <class Shape>
   static LinearTiles Of(int64_t rows, int64_t in, int64_t out, std::type_identity<Shape>) {
     constexpr int kPairRows = kLinearBlocks * Shape::kRows;
     return {.pairs = int(CeilDiv(rows, kPairRows)),
             .strips = int(CeilDiv(out, Shape::kOuts)),
-            .steps = int(CeilDiv(in, Shape::kCols))};
+            .steps = int(CeilDiv(in, Shape::kCols)),
+            .rows = int(rows)};
   }
 
   // Calls work(row, out) for the first row and output of this block's part of tile i.
