@@ -144,7 +144,6 @@ def advance(
         "embedding_scale": float(embedding_scale),
         "rotary_scale": float(rotary_scale),
     }
-    _abstract(operands, **attributes)
     run = _ffi.choose(implementation, _advance, advance_reference)
     results = _ffi.grouped(Results, run(operands, **attributes))
     has_table = tables.inverse_frequencies is not None

@@ -68,7 +68,6 @@ def attention_block(
     )
 
     def reference(given: Operands, **attributes: Any) -> Any:
-        _abstract(given, **attributes)
         results = attention_block_reference(
             x, weights, cache, tokens, layer=layer, options=options, residual=residual
         )

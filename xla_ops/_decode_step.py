@@ -100,7 +100,6 @@ def decode_step(
         raise ValueError(f"windows must be at least 0, got {windows}")
 
     def reference(given: Operands, **attributes: Any) -> Any:
-        _abstract(given, **attributes)
         logits, k, v = decode_step_reference(
             x, attention, mlp, head, cache, tokens, options=options, windows=windows
         )

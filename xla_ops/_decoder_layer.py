@@ -63,7 +63,6 @@ def decoder_layer(
     )
 
     def reference(given: Operands, **attributes: Any) -> Any:
-        _abstract(given, **attributes)
         results = decoder_layer_reference(
             x, attention, mlp, cache, tokens, layer=layer, options=options
         )

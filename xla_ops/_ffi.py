@@ -287,6 +287,8 @@ def choose(
 ) -> Callable[..., Any]:
     """The function that ``implementation`` names: None and "native" take the kernel.
 
+    The reference refuses what the kernel does: its operands are checked by tracing ``native``.
+
     Raises:
         ValueError: for any other name.
     """
@@ -294,7 +296,12 @@ def choose(
         raise ValueError(
             f'implementation must be None, "native" or "reference", got {implementation!r}'
         )
-    return reference if implementation == "reference" else native
+
+    def checked_reference(*operands: Any, **attrs: Any) -> Any:
+        jax.eval_shape(functools.partial(native, **attrs), *operands)
+        return reference(*operands, **attrs)
+
+    return checked_reference if implementation == "reference" else native
 
 
 def or_empty(array: jax.Array | None, dtype: Any) -> jax.Array:
