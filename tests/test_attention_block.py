@@ -70,6 +70,9 @@ def test_decode(rng, dtype, name):
     check(rng, CASES[name].having(decode=True), dtype, "native", scale=5.0)
 
 
+MANY_TOKENS = {"hidden": 24, "group": 2, "page_size": 16, "max_pages": 10,
+               "prefill": ((2, 3, 150), (0, 0, 140))}  # fmt: skip
+
 # Sizes whose QKV product one kernel of Hopper's finishes: heads of 64, 128 and 256; tokens that
 # fill tiles of 128, or do not; 4096 outputs and more, or less. With the last four an H200's tiles
 # have 128 outputs, then 256.
@@ -84,18 +87,14 @@ WIDE_HEADS = {
                      kv_heads=8, page_size=8, max_pages=20, prefill=((0, 2, 129), (1, 0, 1))),
     "256": Case(options(scale=0.06), qk_norm=True, hidden=24, head_dim=256, pairs=128, kv_heads=4),
     "256_few": Case(options(scale=0.06), qk_norm=True, hidden=24, head_dim=256, pairs=0),
-    "64_of_128": Case(options(scale=0.125), bias=True, hidden=24, head_dim=64, pairs=32,
-                      kv_heads=16, group=2, page_size=16, max_pages=10,
-                      prefill=((2, 3, 150), (0, 0, 140))),
-    "128_of_128": Case(options(scale=0.09), qk_norm=True, hidden=24, head_dim=128, pairs=64,
-                       kv_heads=8, group=2, page_size=16, max_pages=10,
-                       prefill=((2, 3, 150), (0, 0, 140))),
-    "64_of_256": Case(options(scale=0.125), qk_norm=True, hidden=24, head_dim=64, pairs=32,
-                      kv_heads=32, group=2, page_size=16, max_pages=10,
-                      prefill=((2, 3, 150), (0, 0, 140))),
-    "128_of_256": Case(options(scale=0.09), bias=True, hidden=24, head_dim=128, pairs=64,
-                       kv_heads=16, group=2, page_size=16, max_pages=10,
-                       prefill=((2, 3, 150), (0, 0, 140))),
+    "64_of_128": Case(options(scale=0.125), bias=True, head_dim=64, pairs=32, kv_heads=16,
+                      **MANY_TOKENS),
+    "128_of_128": Case(options(scale=0.09), qk_norm=True, head_dim=128, pairs=64, kv_heads=8,
+                       **MANY_TOKENS),
+    "64_of_256": Case(options(scale=0.125), qk_norm=True, head_dim=64, pairs=32, kv_heads=32,
+                      **MANY_TOKENS),
+    "128_of_256": Case(options(scale=0.09), bias=True, head_dim=128, pairs=64, kv_heads=16,
+                       **MANY_TOKENS),
 }  # fmt: skip
 
 
