@@ -6,8 +6,8 @@
 //     written, and memory never waits for sums.
 //   * The others take a row into registers and free its chunks at once. They sum and write it from
 //     there: shared memory read for each sum again took longer than the row takes to come.
-//   * A thread's columns are the same in every row, so scale and bias are read once, into shared
-//     memory; with each row they would be as much traffic again in L2.
+//   * A block's columns are the same in every row, so scale and bias are copied once, behind the
+//     first row; with each row they would be as much traffic again in L2.
 //   * A sum takes one exchange, between all warps of the cluster: each stores its own in every
 //     block, whose barrier counts them in. Barriers of the cluster would wait for memory.
 #pragma once
@@ -39,7 +39,7 @@ class StreamedRow {
     alignas(128) uint4 chunks[kSlots][kRowThreads];
     uint4 scale[kStreamedPacks][kRowThreads], bias[kStreamedPacks][kRowThreads];
     float sums[2][kSums];  // of warps, for this exchange and the next
-    Barrier full[kSlots], empty[kSlots], summed[2];
+    Barrier full[kSlots], empty[kSlots], weights_full, summed[2];
   };
 
   // Calls work(row) for each row of this block's cluster.
@@ -77,6 +77,7 @@ class StreamedRow {
   // y = element(x, scale, bias).
   template <typename F>
   __device__ void Write(const F& element) {
+    shared_.weights_full.Wait(0);
     Each([&](int i) {
       const Vector<T> scale = As(shared_.scale[i][threadIdx.x]);
       const Vector<T> bias = As(shared_.bias[i][threadIdx.x]);
@@ -98,6 +99,14 @@ class StreamedRow {
       const int first = Team::Rank() * share;
       return {.begin = int64_t{first} * kWidth, .packs = min(share, packs - first)};
     }
+
+    // Calls work(i, its first vector, its bytes) for each chunk.
+    template <typename F>
+    __device__ void ForEachChunk(const F& work) const {
+      for (int i = 0, first = 0; first < packs; ++i, first += kRowThreads) {
+        work(i, first, min(packs - first, kRowThreads) * int(sizeof(uint4)));
+      }
+    }
   };
 
   static __device__ int Teams() { return int(gridDim.x) / kBlocks; }
@@ -107,6 +116,7 @@ class StreamedRow {
       shared.full[i].Init(1);
       shared.empty[i].InitForWarps(kWarps);
     }
+    shared.weights_full.Init(1);
     for (Barrier& summed : shared.summed) {
       if constexpr (kBlocks == 1) summed.InitForWarps(kWarps);
       if constexpr (kBlocks > 1) summed.Init(1);
@@ -119,25 +129,33 @@ class StreamedRow {
     RingSlot<kSlots> slot;
     for (int64_t row = Team::Item(); row < rows.rows; row += Teams()) {
       const T* x = rows.x + row * rows.cols + part.begin;
-      for (int first = 0; first < part.packs; first += kRowThreads) {
-        const int bytes = min(part.packs - first, kRowThreads) * int(sizeof(uint4));
+      part.ForEachChunk([&](int, int first, int bytes) {
         Barrier& full = shared.full[slot.index];
         shared.empty[slot.index].Wait(slot.parity ^ 1);
         full.ArriveExpecting(bytes);
         BulkCopy(shared.chunks[slot.index], x + first * kWidth, bytes, full);
         slot.Advance();
-      }
+      });
+      if (row == Team::Item()) LoadWeights(rows, part, shared);
     }
+  }
+
+  static __device__ void LoadWeights(const RowOperands<T>& rows, const Part& part, Shared& shared) {
+    Barrier& full = shared.weights_full;
+    full.ArriveExpecting((rows.bias ? 2 : 1) * part.packs * int(sizeof(uint4)));
+    part.ForEachChunk([&](int i, int first, int bytes) {
+      const int64_t at = part.begin + first * kWidth;
+      BulkCopy(shared.scale[i], rows.scale + at, bytes, full);
+      if (rows.bias) BulkCopy(shared.bias[i], rows.bias + at, bytes, full);
+    });
   }
 
   __device__ StreamedRow(const RowOperands<T>& rows, Shared& shared)
       : shared_(shared), packs_(Part::OfThisBlock(rows.cols).packs) {
     const int64_t first = Part::OfThisBlock(rows.cols).begin + int(threadIdx.x) * kWidth;
     y_ = rows.y + Team::Item() * rows.cols + first;
-    Each([&](int i) {
-      shared.scale[i][threadIdx.x] = LoadReused(rows.scale + first + i * kChunk, true);
-      shared.bias[i][threadIdx.x] = LoadReused(rows.bias + first + i * kChunk, rows.bias);
-    });
+    if (rows.bias) return;
+    Each([&](int i) { shared.bias[i][threadIdx.x] = {}; });
   }
 
   static __device__ Vector<T> As(const uint4& words) { return std::bit_cast<Vector<T>>(words); }
