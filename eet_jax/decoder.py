@@ -147,7 +147,7 @@ def run_prefill(
     implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     lengths = jnp.clip(lengths, 0, tokens.shape[1])
-    state, lengths = _reserve(state, lengths)
+    state, lengths = _reserve(state, lengths, implementation)
     packed = pack(tokens, lengths, state.lengths)
     hidden = jnp.zeros((state.batch, config.hidden_size), config.dtype)
     last = jnp.cumsum(lengths) - 1
@@ -188,7 +188,7 @@ def _extend(
     implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
     asked = lengths = jnp.clip(lengths, 0, tokens.shape[1])
-    state, lengths = _reserve(state, asked)
+    state, lengths = _reserve(state, asked, implementation)
     packed = pack(tokens, lengths, state.lengths)
     packed = dataclasses.replace(packed, embeds=inputs_embeds)
     limit = state.residual.shape[0]
@@ -219,10 +219,12 @@ def _extend(
     return jnp.where((column < asked[:, None])[..., None], unpacked, 0), state
 
 
-def _reserve(state: DecodeState, lengths: jax.Array) -> tuple[DecodeState, jax.Array]:
+def _reserve(
+    state: DecodeState, lengths: jax.Array, implementation: str | None
+) -> tuple[DecodeState, jax.Array]:
     """Pages for ``lengths`` more tokens; a row that does not find all of its own gets no tokens."""
     ends = state.lengths + lengths
-    table = reserve(state, ends).page_table
+    table = reserve(state, ends, implementation).page_table
     last = jnp.clip(ends - 1, 0, state.capacity - 1) // state.page_size
     fits = jnp.take_along_axis(table, last[:, None], axis=1)[:, 0] > 0
     table = jnp.where(fits[:, None], table, state.page_table)
@@ -239,7 +241,7 @@ def _decode_step(
     *,
     implementation: str | None = None,
 ) -> tuple[jax.Array, DecodeState]:
-    state = reserve(state, state.lengths + 1)
+    state = reserve(state, state.lengths + 1, implementation)
     active = jnp.ones(state.batch, bool)
     return decode_active(config, weights, tokens, state, active, implementation)
 

@@ -17,7 +17,7 @@ from eet_jax.config import DecoderConfig
 from eet_jax.placement import Placement
 from eet_jax.plan import PAGE_SIZE, plan
 from eet_jax.pool import BufferPool
-from xla_ops import decode_step_failure, decode_step_problem
+from xla_ops import assign_pages, decode_step_failure, decode_step_problem
 
 SPLIT = {"k": 2, "v": 2, "workspace": 0}
 """The dimensions of a state's arrays that are split over a mesh; all else is on every device."""
@@ -229,25 +229,21 @@ def raise_failure(status: int) -> None:
         raise RuntimeError(f"a decode step was given up: {failure}; its state is lost")
 
 
-def reserve(state: DecodeState, lengths: jax.Array) -> DecodeState:
+def reserve(
+    state: DecodeState, lengths: jax.Array, implementation: str | None = None
+) -> DecodeState:
     """Assigns free pages so that each row can hold ``lengths`` `[batch]` tokens; works in jit.
 
     Rows for which no page is left keep entries of 0, where ``decode_step`` answers with NaN.
     """
-    table = _assign(state.page_table, lengths, state.pages, state.page_size)
+    table = assign_pages(
+        state.page_table,
+        lengths,
+        pages=state.pages,
+        page_size=state.page_size,
+        implementation=implementation,
+    )
     return dataclasses.replace(state, page_table=table)
-
-
-def _assign(table: jax.Array, lengths: jax.Array, pages: int, page_size: int) -> jax.Array:
-    """The page table with free pages, those that it does not name, where tokens need them."""
-    needed = (lengths + page_size - 1) // page_size
-    wanted = (jnp.arange(table.shape[1]) < needed[:, None]) & (table == 0)
-    used = jnp.zeros(pages, bool).at[0].set(True).at[table.reshape(-1)].set(True)
-    rank = jnp.cumsum(~used) - 1
-    ids = jnp.arange(pages, dtype=jnp.int32)
-    free = jnp.zeros(pages, jnp.int32).at[jnp.where(used, pages, rank)].set(ids, mode="drop")
-    order = jnp.cumsum(wanted.reshape(-1)).reshape(wanted.shape) - 1
-    return jnp.where(wanted, jnp.take(free, order, mode="fill", fill_value=0), table)
 
 
 def _held(table: jax.Array, lengths: jax.Array, page_size: int) -> jax.Array:
@@ -287,7 +283,7 @@ def _fork(
     partial = jnp.minimum(lengths // page_size, last)
     source = table[batch, partial]
     table = table.at[batch, jnp.where(copied, partial, last + 1)].set(0, mode="drop")
-    table = _assign(table, lengths, pages, page_size)
+    table = assign_pages(table, lengths, pages=pages, page_size=page_size)
     target = jnp.where(copied, table[batch, partial], pages)
     k, v = (cache.at[:, target].set(cache[:, source], mode="drop") for cache in (k, v))
     return k, v, table, lengths

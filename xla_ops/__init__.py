@@ -6,6 +6,7 @@ from xla_ops._advance import Progress as Progress
 from xla_ops._advance import Record as Record
 from xla_ops._advance import advance as advance
 from xla_ops._advance import rows_with_room as rows_with_room
+from xla_ops._assign_pages import assign_pages as assign_pages
 from xla_ops._attention import attention as attention
 from xla_ops._attention_block import attention_block as attention_block
 from xla_ops._decode_attention import decode_attention as decode_attention

@@ -80,6 +80,13 @@ T atomicAdd(T* sum, T value) {
   return before;
 }
 
+template <typename T>
+T atomicOr(T* bits, T value) {
+  const T before = *bits;
+  *bits |= value;
+  return before;
+}
+
 inline void __syncthreads(emulated::Where where = emulated::Where::current()) {
   emulated::WaitAtBarrier(0, int(blockDim.count()), where);
 }
