@@ -150,7 +150,7 @@ def run_prefill(
     state, lengths = _reserve(state, lengths, implementation)
     packed = pack(tokens, lengths, state.lengths)
     hidden = jnp.zeros((state.batch, config.hidden_size), config.dtype)
-    last = jnp.cumsum(lengths) - 1
+    last = packed.ends - 1
 
     def chunk(start: Any, size: int, carry: Any) -> Any:
         state, hidden = carry
@@ -211,7 +211,7 @@ def _extend(
 
     state, out = for_chunks(packed, limit, chunk, (state, out))
     state = dataclasses.replace(state, lengths=state.lengths + lengths)
-    starts = jnp.cumsum(lengths) - lengths
+    starts = packed.ends - lengths
     column = jnp.arange(tokens.shape[1])
     index = jnp.clip(starts[:, None] + column, 0, max(out.shape[0] - 1, 0))
     unpacked = jnp.take(out, index, axis=0)
@@ -223,12 +223,15 @@ def _reserve(
     state: DecodeState, lengths: jax.Array, implementation: str | None
 ) -> tuple[DecodeState, jax.Array]:
     """Pages for ``lengths`` more tokens; a row that does not find all of its own gets no tokens."""
-    ends = state.lengths + lengths
-    table = reserve(state, ends, implementation).page_table
-    last = jnp.clip(ends - 1, 0, state.capacity - 1) // state.page_size
-    fits = jnp.take_along_axis(table, last[:, None], axis=1)[:, 0] > 0
-    table = jnp.where(fits[:, None], table, state.page_table)
-    return dataclasses.replace(state, page_table=table), jnp.where(fits, lengths, 0)
+    table, found = xla_ops.assign_pages(
+        state.page_table,
+        state.lengths + lengths,
+        pages=state.pages,
+        page_size=state.page_size,
+        whole_rows=True,
+        implementation=implementation,
+    )
+    return dataclasses.replace(state, page_table=table), jnp.where(found, lengths, 0)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="implementation", donate_argnums=3)

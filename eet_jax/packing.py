@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ import jax.numpy as jnp
 from eet_jax.plan import CHUNK_ALIGNMENT, round_up
 
 Chunk = Callable[[Any, int, Any], Any]
+
+_FEW_ROWS = 16
+"""Written out, their sums need no kernels of their own: a GPU takes 2 us for the smallest."""
 
 _TILE_ROWS = 256  # that a GPU's products of many rows compute together
 
@@ -29,8 +33,8 @@ class Packed:
     """`[tokens]`, in their sequence"""
     offsets: jax.Array
     """`[tokens]`, in the padded batch"""
-    count: jax.Array
-    """How many are real"""
+    ends: jax.Array
+    """`[batch]`, where the rows' tokens end: the last of them is how many are real"""
     embeds: jax.Array | None = None
     """`[batch, seq, hidden]`, not packed"""
 
@@ -43,9 +47,14 @@ class Packed:
 def pack(tokens: jax.Array, lengths: jax.Array, starts: jax.Array) -> Packed:
     """Packs right-padded ``tokens``; what is left over at the end has row -1."""
     batch, size = tokens.shape
-    ends = jnp.cumsum(lengths)
     index = jnp.arange(batch * size, dtype=jnp.int32)
-    row = jnp.sum(index[:, None] >= ends, axis=1, dtype=jnp.int32)
+    if 1 <= batch <= _FEW_ROWS:
+        each_end = list(itertools.accumulate(lengths))
+        ends = jnp.stack(each_end)
+        row = sum((index >= end).astype(jnp.int32) for end in each_end)
+    else:
+        ends = jnp.cumsum(lengths)
+        row = jnp.sum(index[:, None] >= ends, axis=1, dtype=jnp.int32)
     inside = jnp.minimum(row, batch - 1)
     offset = jnp.clip(index - (ends - lengths)[inside], 0, max(size - 1, 0))
     return Packed(
@@ -53,7 +62,7 @@ def pack(tokens: jax.Array, lengths: jax.Array, starts: jax.Array) -> Packed:
         rows=jnp.where(row < batch, row, -1),
         positions=starts[inside] + offset,
         offsets=offset,
-        count=ends[-1],
+        ends=ends,
     )
 
 
@@ -86,5 +95,5 @@ def for_chunks(packed: Packed, limit: int, chunk: Chunk, carry: Any) -> Any:
         return carry
     if size == packed.size:
         return chunk(0, size, carry)
-    chunks = (packed.count + size - 1) // size
+    chunks = (packed.ends[-1] + size - 1) // size
     return jax.lax.fori_loop(0, chunks, lambda i, carry: chunk(i * size, size, carry), carry)

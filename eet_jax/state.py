@@ -236,7 +236,7 @@ def reserve(
 
     Rows for which no page is left keep entries of 0, where ``decode_step`` answers with NaN.
     """
-    table = assign_pages(
+    table, _ = assign_pages(
         state.page_table,
         lengths,
         pages=state.pages,
@@ -283,7 +283,7 @@ def _fork(
     partial = jnp.minimum(lengths // page_size, last)
     source = table[batch, partial]
     table = table.at[batch, jnp.where(copied, partial, last + 1)].set(0, mode="drop")
-    table = assign_pages(table, lengths, pages=pages, page_size=page_size)
+    table, _ = assign_pages(table, lengths, pages=pages, page_size=page_size)
     target = jnp.where(copied, table[batch, partial], pages)
     k, v = (cache.at[:, target].set(cache[:, source], mode="drop") for cache in (k, v))
     return k, v, table, lengths

@@ -14,14 +14,19 @@ from xla_ops import assign_pages
 IMPLEMENTATIONS = ("native", "reference")
 
 
-def expected(table, lengths, pages, page_size):
+def expected(table, lengths, pages, page_size, *, whole_rows=False):
     table = np.array(table)
-    free = iter(sorted(set(range(1, pages)) - set(table.reshape(-1).tolist())))
+    free = sorted(set(range(1, pages)) - set(table.reshape(-1).tolist()))
+    found = np.ones(len(table), bool)
+    number = 0
     for row, length in enumerate(np.asarray(lengths)):
-        for column in range(table.shape[1]):
-            if column * page_size < length and table[row, column] == 0:
-                table[row, column] = next(free, 0)
-    return table
+        first = number
+        wanted = [p for p in range(table.shape[1]) if p * page_size < length and not table[row, p]]
+        number += len(wanted)
+        found[row] = not wanted or number <= len(free)
+        if found[row] or not whole_rows:
+            table[row, wanted] = (free[first:number] + [0] * len(wanted))[: len(wanted)]
+    return table, found
 
 
 def some_table(rng, batch, max_pages, pages, held):
@@ -47,14 +52,31 @@ SIZES = {
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("whole_rows", [False, True])
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_matches_numpy(rng, size, implementation):
+def test_matches_numpy(rng, size, whole_rows, implementation):
     batch, max_pages, pages, page_size, held = size
     table = some_table(rng, batch, max_pages, pages, held)
     lengths = rng.integers(-3, max_pages * page_size + 9, size=batch).astype(np.int32)
     given = (jnp.asarray(table), jnp.asarray(lengths))
-    got = assign_pages(*given, pages=pages, page_size=page_size, implementation=implementation)
-    np.testing.assert_array_equal(got, expected(table, lengths, pages, page_size))
+    sizes = {"pages": pages, "page_size": page_size, "whole_rows": whole_rows}
+    got = assign_pages(*given, **sizes, implementation=implementation)
+    for a, b in zip(got, expected(table, lengths, **sizes), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rows_for_which_no_page_is_left(implementation):
+    """The third row finds one of two pages, the last has what it needs."""
+    table = jnp.asarray([[0, 0], [1, 0], [0, 0], [2, 3]], jnp.int32)
+    lengths = jnp.asarray([5, 4, 8, 8], jnp.int32)
+    sizes = {"pages": 7, "page_size": 4, "implementation": implementation}
+    some, found = assign_pages(table, lengths, **sizes)
+    np.testing.assert_array_equal(some, [[4, 5], [1, 0], [6, 0], [2, 3]])
+    np.testing.assert_array_equal(found, [True, True, False, True])
+    whole, found = assign_pages(table, lengths, **sizes, whole_rows=True)
+    np.testing.assert_array_equal(whole, [[4, 5], [1, 0], [0, 0], [2, 3]])
+    np.testing.assert_array_equal(found, [True, True, False, True])
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -62,18 +84,22 @@ def test_nothing_to_do(implementation):
     table = jnp.asarray([[3, 0], [0, 0]], jnp.int32)
     sizes = {"pages": 9, "page_size": 4, "implementation": implementation}
     for lengths in ([4, 0], [1, -5]):
-        got = assign_pages(table, jnp.asarray(lengths, jnp.int32), **sizes)
+        got, found = assign_pages(table, jnp.asarray(lengths, jnp.int32), **sizes)
         np.testing.assert_array_equal(got, table)
+        assert found.all()
     for shape in ((0, 3), (2, 0)):
-        got = assign_pages(jnp.zeros(shape, jnp.int32), jnp.ones(shape[0], jnp.int32), **sizes)
+        given = jnp.zeros(shape, jnp.int32), jnp.ones(shape[0], jnp.int32)
+        got, found = assign_pages(*given, **sizes)
         assert got.shape == shape
+        assert found.shape == shape[:1]
+        assert found.all()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_pages_that_do_not_exist_are_kept_and_take_nothing(implementation):
     table = jnp.asarray([[-1, 0, 0], [7, -(2**31), 2**31 - 1], [2, 2, 0]], jnp.int32)
     lengths = jnp.full(3, 3, jnp.int32)
-    got = assign_pages(table, lengths, pages=6, page_size=1, implementation=implementation)
+    got, _ = assign_pages(table, lengths, pages=6, page_size=1, implementation=implementation)
     want = [[-1, 1, 3], [7, -(2**31), 2**31 - 1], [2, 2, 4]]
     np.testing.assert_array_equal(got, want)
 
@@ -82,7 +108,8 @@ def test_in_place():
     """A donated table is the one that comes back."""
     table = jax.device_put(jnp.zeros((2, 3), jnp.int32))
     run = jax.jit(
-        lambda table, lengths: assign_pages(table, lengths, pages=9, page_size=4), donate_argnums=0
+        lambda table, lengths: assign_pages(table, lengths, pages=9, page_size=4)[0],
+        donate_argnums=0,
     )
     compiled = run.lower(table, jnp.ones(2, jnp.int32)).compile()
     assert compiled.memory_analysis().alias_size_in_bytes == table.nbytes
@@ -104,8 +131,8 @@ def test_shard_map():
         lambda *operands: assign_pages(*operands, pages=9, page_size=4),
         mesh=rows, in_specs=P("rows"), out_specs=P("rows"),
     )  # fmt: skip
-    got = jax.jit(sharded)(jnp.asarray(table), jnp.asarray(lengths, jnp.int32))
-    want = np.tile(expected(table[:2], lengths[:2], 9, 4), (rows.size, 1))
+    got, _ = jax.jit(sharded)(jnp.asarray(table), jnp.asarray(lengths, jnp.int32))
+    want = np.tile(expected(table[:2], lengths[:2], 9, 4)[0], (rows.size, 1))
     np.testing.assert_array_equal(got, want)
 
 

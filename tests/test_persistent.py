@@ -263,7 +263,8 @@ def test_the_loop_is_two_calls_a_step(weights, batch):
     limits = Limits(np.int32(9), np.full(requests.MAX_EOS, -1, np.int32))
     given = (weights, loop, sampling, limits, np.zeros(batch, bool))
     steps = functools.partial(decode_loop.decode_steps, CONFIG, steps=4)
-    assert custom_calls(steps, *given, platform="cuda") == ["eet_advance", "eet_decode_step"]
+    of_step = ["eet_advance", "eet_decode_step"]
+    assert custom_calls(steps, *given, platform="cuda") == ["eet_assign_pages", *of_step]
     text = jax.jit(steps).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
     (body,) = re.findall(r"^ *} do {\n(.*?stablehlo\.return)", text, re.MULTILINE | re.DOTALL)
     ops = collections.Counter(operations(text, body))

@@ -43,7 +43,8 @@ class FreePages {
       : taken_(taken), share_(CeilDiv(int(CeilDiv(args.pages, kBits)), kThreads)) {
     for (int i = threadIdx.x; i < share_ * kThreads; i += kThreads) taken_[i] = NeverFree(i, args);
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < args.batch * args.max_pages; i += kThreads) {
+    const uint32_t entries = args.batch * args.max_pages;
+    for (uint32_t i = threadIdx.x; i < entries; i += kThreads) {
       const uint32_t page = uint32_t(args.page_table[i]);
       if (page < args.pages) atomicOr(&taken_[page / kBits], 1u << page % kBits);
     }
@@ -55,6 +56,8 @@ class FreePages {
     count_ = sum.total;
     __syncthreads();
   }
+
+  __device__ int count() const { return count_; }
 
   // Page number `index`, or 0 if there are not so many.
   __device__ int operator[](int index) const {
@@ -91,30 +94,62 @@ class FreePages {
   int count_ = 0;
 };
 
+// Entries of the table that want a page, numbered in the order of the table.
+class WantedPages {
+ public:
+  __device__ explicit WantedPages(const AssignPagesArgs& args)
+      : args_(args), entries_(uint32_t(args.batch * args.max_pages)) {}
+
+  __device__ uint32_t Row(uint32_t entry) const { return entry / uint32_t(args_.max_pages); }
+
+  __device__ bool Any() const {
+    bool any = false;
+    for (uint32_t i = threadIdx.x; i < entries_; i += kThreads) any |= Wants(i);
+    return SumOverBlock(any).total > 0;
+  }
+
+  // Calls visit(entry, its number) for each of them. By all threads.
+  template <typename F>
+  __device__ void Each(const F& visit) const {
+    int before = 0;
+    for (uint32_t start = 0; start < entries_; start += kThreads) {
+      const uint32_t i = start + threadIdx.x;
+      const bool wants = Wants(i);
+      const BlockSum sum = SumOverBlock(wants);
+      if (wants) visit(i, before + sum.before);
+      before += sum.total;
+    }
+  }
+
+ private:
+  __device__ bool Wants(uint32_t i) const {
+    if (i >= entries_ || args_.page_table[i] != 0) return false;
+    const uint32_t row = Row(i), column = i - row * uint32_t(args_.max_pages);
+    return column * args_.page_size < args_.lengths[row];
+  }
+
+  const AssignPagesArgs& args_;
+  const uint32_t entries_;
+};
+
 __global__ void __launch_bounds__(kThreads) AssignPagesKernel(AssignPagesArgs args) {
   extern __shared__ __align__(16) char memory[];
-  const int64_t entries = args.batch * args.max_pages;
-  const auto wants = [&](int64_t i) {
-    if (i >= entries) return false;
-    const int64_t first = i % args.max_pages * args.page_size;
-    return args.page_table[i] == 0 && first < args.lengths[i / args.max_pages];
-  };
-  bool any = false;
-  for (int64_t i = threadIdx.x; i < entries; i += kThreads) any |= wants(i);
-  if (SumOverBlock(any).total == 0) return;
+  for (int64_t row = threadIdx.x; row < args.batch; row += kThreads) args.found[row] = true;
+  const WantedPages wanted(args);
+  if (!wanted.Any()) return;
   const FreePages free(args, reinterpret_cast<uint32_t*>(memory));
-  int assigned = 0;
-  for (int64_t start = 0; start < entries; start += kThreads) {
-    const int64_t i = start + threadIdx.x;
-    const bool wanted = wants(i);
-    const BlockSum sum = SumOverBlock(wanted);
-    if (wanted) args.page_table[i] = free[assigned + sum.before];
-    assigned += sum.total;
-  }
+  wanted.Each([&](uint32_t entry, int number) {
+    if (number >= free.count()) args.found[wanted.Row(entry)] = false;
+  });
+  __syncthreads();
+  wanted.Each([&](uint32_t entry, int number) {
+    const bool gets = !args.whole_rows || args.found[wanted.Row(entry)];
+    if (gets) args.page_table[entry] = free[number];
+  });
 }
 
 void AssignPages(Stream stream, const AssignPagesArgs& args) {
-  if (args.batch * args.max_pages == 0) return;
+  if (args.batch == 0) return;
   const size_t bytes = RoundUp(CeilDiv(args.pages, kBits), kThreads) * sizeof(uint32_t);
   static_assert(kMostAssignedPages / 8 <= 128 << 10, "shared memory of sm_80");
   cudaFuncSetAttribute(AssignPagesKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
