@@ -99,8 +99,9 @@ using NarrowTiles = LinearShape<T, 2, 128, 6>;
 template <typename T>
 using LowTiles = LinearShape<T, 1, 128, 8>;
 
+// What it costs to begin a stage is more than a box of these takes to multiply.
 template <typename T>
-using SmallTiles = LinearShape<T, 1, 64, 12>;
+using SmallTiles = LinearShape<T, 1, 64, 6, 2>;
 
 // How long a product takes whose tiles take `tile_time`: clusters have them one after the other.
 template <class Shape>
@@ -111,12 +112,13 @@ double LinearTime(const LinearSizes& sizes, double tile_time) {
 }
 
 // Calls launch with the shape of the tiles that are ready first, of those that have kLeastOuts
-// outputs. A tile's time is as measured on an H200: smaller ones take more than their share.
+// outputs. A tile's time is as measured on an H200: smaller ones take more than their share, for
+// they copy more for what they multiply.
 template <typename T, int kLeastOuts, typename F>
 void WithLinearShape(const LinearSizes& sizes, const F& launch) {
   const double times[] = {
       LinearTime<WideTiles<T>>(sizes, 1.0), LinearTime<NarrowTiles<T>>(sizes, 0.54),
-      LinearTime<LowTiles<T>>(sizes, 0.34), LinearTime<SmallTiles<T>>(sizes, 0.24)};
+      LinearTime<LowTiles<T>>(sizes, 0.38), LinearTime<SmallTiles<T>>(sizes, 0.25)};
   constexpr int kChoices = kLeastOuts <= 64 ? 4 : kLeastOuts <= 128 ? 3 : 1;
   switch (std::min_element(times, times + kChoices) - times) {
     case 0:

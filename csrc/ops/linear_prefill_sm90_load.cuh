@@ -23,13 +23,13 @@ class LinearLoader {
     if (weights_are_ready) {
       ahead_ = min(tiles_.steps, Shape::kStages);
       tiles_.At<Shape>(LinearCluster::Item(), [&](int row, int out) {
-        for (int i = 0; i < ahead_; ++i) LoadKernel(i * Shape::kCols, row, out, i);
+        for (int i = 0; i < ahead_; ++i) LoadKernel(i * Shape::kStageCols, row, out, i);
       });
     }
     WaitForDependencies();
     tiles_.ForEach<Shape>([&](int row, int out) {
 #pragma unroll 1
-      for (int step = 0; step < tiles_.steps; ++step) Load(step * Shape::kCols, row, out);
+      for (int step = 0; step < tiles_.steps; ++step) Load(step * Shape::kStageCols, row, out);
     });
   }
 
@@ -44,7 +44,11 @@ class LinearLoader {
       LoadKernel(col, row, out, stage);
     }
     if (HasRows(row)) {
-      TmaLoad(SharedAddress(shared_.x[stage]), maps_.x, col, row, 0, 0, shared_.full[stage]);
+#pragma unroll
+      for (int box = 0; box < Shape::kBoxes; ++box) {
+        TmaLoad(SharedAddress(shared_.x[stage][box]), maps_.x, col + box * Shape::kCols, row, 0, 0,
+                shared_.full[stage]);
+      }
     }
     slot_.Advance();
   }
@@ -58,9 +62,14 @@ class LinearLoader {
   __device__ void LoadKernel(int col, int row, int out, int stage) {
     const int part = LinearCluster::Rank() * Shape::kPartOuts;
     Barrier& full = shared_.full[stage];
-    full.ArriveExpecting(Shape::kOutBytes + (HasRows(row) ? Shape::kRowBytes : 0));
-    TmaLoadMulticast(SharedAddress(shared_.kernel[stage]) + part * Shape::kSpan, maps_.kernel, col,
-                     out + part, 0, 0, full, (1 << kLinearBlocks) - 1);
+    const int box_bytes = Shape::kOutBytes + (HasRows(row) ? Shape::kRowBytes : 0);
+    full.ArriveExpecting(Shape::kBoxes * box_bytes);
+#pragma unroll
+    for (int box = 0; box < Shape::kBoxes; ++box) {
+      TmaLoadMulticast(SharedAddress(shared_.kernel[stage][box]) + part * Shape::kSpan,
+                       maps_.kernel, col + box * Shape::kCols, out + part, 0, 0, full,
+                       (1 << kLinearBlocks) - 1);
+    }
   }
 
   const LinearMaps& maps_;

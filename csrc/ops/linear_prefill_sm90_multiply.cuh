@@ -51,16 +51,17 @@ class LinearMultiplier {
   // Starts sums += x kernel' of a stage.
   __device__ __forceinline__ void Start(LinearSums<Shape>& sums) {
     using Step = Wgmma<typename Shape::T, Shape::kOuts>;
-    constexpr int kStepBytes = 16 * Shape::kSpan / Shape::kCols;
-    shared_.full[slot_.index].Wait(slot_.parity);
-    const uint64_t x = WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared_.x[slot_.index]) +
+    const int stage = slot_.index;
+    shared_.full[stage].Wait(slot_.parity);
+    const uint64_t x = WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared_.x[stage]) +
                                                      group_ * kGroupRows * Shape::kSpan);
-    const uint64_t kernel =
-        WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared_.kernel[slot_.index]));
+    const uint64_t kernel = WgmmaDescriptor<Shape::kSpan>(SharedAddress(shared_.kernel[stage]));
     WgmmaFence();
 #pragma unroll
-    for (int k = 0; k < Shape::kCols / 16; ++k) {
-      Step::FromShared(sums, x + k * kStepBytes / 16, kernel + k * kStepBytes / 16, true);
+    for (int k = 0; k < Shape::kStageCols; k += 16) {
+      const int box = k / Shape::kCols, bytes = k % Shape::kCols * int(sizeof(typename Shape::T));
+      Step::FromShared(sums, x + (box * Shape::kRowBytes + bytes) / 16,
+                       kernel + (box * Shape::kOutBytes + bytes) / 16, true);
     }
     WgmmaCommit();
   }

@@ -16,15 +16,16 @@ constexpr int kBandPairs = 8;     // of tiles of rows, that are visited together
 
 using LinearCluster = ClusterOf<kLinearBlocks>;
 
-template <typename T_, int kGroups_, int kOuts_, int kStages_>
+template <typename T_, int kGroups_, int kOuts_, int kStages_, int kBoxes_ = 1>
 struct LinearShape {
   using T = T_;
   static constexpr int kGroups = kGroups_;  // warpgroups that multiply, 64 rows each
   static constexpr int kRows = kGroups * kGroupRows, kOuts = kOuts_;
-  static constexpr int kCols = 64, kSpan = kCols * sizeof(T);  // of a stage
-  static constexpr int kStages = kStages_;
+  static constexpr int kCols = 64, kSpan = kCols * sizeof(T);  // of a box, as TMA copies it
+  static constexpr int kStages = kStages_, kBoxes = kBoxes_;   // boxes of a stage, side by side
+  static constexpr int kStageCols = kBoxes * kCols;
   static constexpr int kPartOuts = kOuts / kLinearBlocks;  // that each block copies for all
-  static constexpr int kRowBytes = kRows * kSpan, kOutBytes = kOuts * kSpan;
+  static constexpr int kRowBytes = kRows * kSpan, kOutBytes = kOuts * kSpan;  // of a box
   // Results on their way to memory: a warpgroup's rows, a part of the columns at a time.
   static constexpr int kStoreCols = 64, kStoreBytes = kGroupRows * kStoreCols * sizeof(T);
   static constexpr int kThreads = (kGroups + 1) * kGroupThreads;
@@ -33,8 +34,8 @@ struct LinearShape {
 
 template <class Shape>
 struct LinearShared {
-  alignas(1024) char x[Shape::kStages][Shape::kRowBytes];
-  char kernel[Shape::kStages][Shape::kOutBytes];
+  alignas(1024) char x[Shape::kStages][Shape::kBoxes][Shape::kRowBytes];
+  char kernel[Shape::kStages][Shape::kBoxes][Shape::kOutBytes];
   char results[Shape::kGroups][2][Shape::kStoreBytes];
   Barrier full[Shape::kStages], empty[Shape::kStages];
 };
@@ -51,7 +52,7 @@ struct LinearTiles {
     constexpr int kPairRows = kLinearBlocks * Shape::kRows;
     return {.pairs = int(CeilDiv(rows, kPairRows)),
             .strips = int(CeilDiv(out, Shape::kOuts)),
-            .steps = int(CeilDiv(in, Shape::kCols)),
+            .steps = int(CeilDiv(in, Shape::kStageCols)),
             .rows = int(rows)};
   }
 
