@@ -112,6 +112,7 @@ def analysed(row: Row, programs: Sequence[str]) -> dict[str, Any]:
         "ran": False,
         "budget_bytes": row.budget,
         "most_bytes": row.most,
+        "most_inside_bytes": row.most_inside,
     }
     looks: dict[str, Callable[[], dict[str, int]]] = {
         OURS: lambda: memory_analysis.ours(row, row.budget),
@@ -128,7 +129,10 @@ def analysed(row: Row, programs: Sequence[str]) -> dict[str, Any]:
             result[name] = {"refused": reason(error)}
     if OURS in result:
         ours = result[OURS]
-        result["within"] = ours["activation_bytes"] <= row.most
+        inside = row.most_inside or row.most
+        result["within"] = (
+            ours["activation_bytes"] <= row.most and ours["inside_layer_bytes"] <= inside
+        )
         result["xla_within"] = ours["xla_temp_bytes"] <= XLA_LIMIT + ours["logits_bytes"]
     return result
 
