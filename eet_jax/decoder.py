@@ -149,8 +149,7 @@ def run_prefill(
     lengths = jnp.clip(lengths, 0, tokens.shape[1])
     state, lengths = _reserve(state, lengths, implementation)
     packed = pack(tokens, lengths, state.lengths)
-    # What a row without tokens keeps, so that its logits are NaN.
-    hidden = jnp.full((state.batch, config.hidden_size), jnp.nan, config.dtype)
+    hidden = jnp.zeros((state.batch, config.hidden_size), config.dtype)
     last = packed.ends - 1
 
     def chunk(start: Any, size: int, carry: Any) -> Any:
@@ -158,7 +157,7 @@ def run_prefill(
         stream, state = run_chunk(config, weights, packed, start, size, state, implementation)
         at = last - start
         here = (lengths > 0) & (at >= 0) & (at < size)
-        rows = jnp.take(stream, at, axis=0, mode="clip")
+        rows = jnp.take(stream, jnp.clip(at, 0, size - 1), axis=0)
         return state, jnp.where(here[:, None], rows, hidden)
 
     limit = state.residual.shape[0]
@@ -166,7 +165,8 @@ def run_prefill(
     logits = embed_and_head.logits(
         config, weights, hidden, path="decode", implementation=implementation
     )
-    return logits, dataclasses.replace(state, lengths=state.lengths + lengths)
+    state = dataclasses.replace(state, lengths=state.lengths + lengths)
+    return jnp.where(lengths[:, None] > 0, logits, jnp.nan), state
 
 
 @functools.partial(
