@@ -80,7 +80,7 @@ ROWS = (
         most_inside=64 * MIB,
         large_over=0.8,
     ),
-    _row("gpt-layer-12288", 4096, budget=64 * MIB, most=64 * MIB),
+    _row("gpt-layer-12288", 4096, budget=64 * MIB, most=64 * MIB, large_over=0.8),
     _row("llama-3-8b", 4096, budget=None, most=512 * MIB, large_over=0.97),
     _row("llama-3-8b", 131072, budget=None, most=512 * MIB),
     _row("gpt2-124m", 1024, budget=8 * MIB, most=8 * MIB, platforms=("cpu",)),
