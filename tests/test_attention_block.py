@@ -74,8 +74,8 @@ MANY_TOKENS = {"hidden": 24, "group": 2, "page_size": 16, "max_pages": 10,
                "prefill": ((2, 3, 150), (0, 0, 140))}  # fmt: skip
 
 # Sizes whose QKV product one kernel of Hopper's finishes: heads of 64, 128 and 256; tokens that
-# fill tiles of 128, or do not; 4096 outputs and more, or less. With the last four an H200's tiles
-# have 128 outputs, then 256.
+# fill tiles of 128, or do not; 4096 outputs and more, or less. With the last five an H200's tiles
+# have 128 outputs, then 192, then 256.
 WIDE_HEADS = {
     "64": Case(options(scale=0.125), bias=True, hidden=72, head_dim=64, pairs=32, kv_heads=1,
                group=3, page_size=16, max_pages=10, prefill=((1, 3, 90), (-1, 0, 3), (0, 30, 70))),
@@ -91,6 +91,8 @@ WIDE_HEADS = {
                       **MANY_TOKENS),
     "128_of_128": Case(options(scale=0.09), qk_norm=True, head_dim=128, pairs=64, kv_heads=8,
                        **MANY_TOKENS),
+    "64_of_192": Case(options(scale=0.125), bias=True, head_dim=64, pairs=32, kv_heads=24,
+                      **MANY_TOKENS),
     "64_of_256": Case(options(scale=0.125), qk_norm=True, head_dim=64, pairs=32, kv_heads=32,
                       **MANY_TOKENS),
     "128_of_256": Case(options(scale=0.09), bias=True, head_dim=128, pairs=64, kv_heads=16,

@@ -90,11 +90,11 @@ struct Wgmma;
 #define EET_SUMS_128 EET_SUMS_96, EET_SUMS(6), EET_SUMS(7)
 #define EET_TEXTS_160 EET_TEXTS_128 ", " EET_TEXT_8 ", " EET_TEXT_9
 #define EET_SUMS_160 EET_SUMS_128, EET_SUMS(8), EET_SUMS(9)
-#define EET_TEXTS_256                                                               \
-  EET_TEXTS_160 ", " EET_TEXT_10 ", " EET_TEXT_11 ", " EET_TEXT_12 ", " EET_TEXT_13 \
-                ", " EET_TEXT_14 ", " EET_TEXT_15
-#define EET_SUMS_256 \
-  EET_SUMS_160, EET_SUMS(10), EET_SUMS(11), EET_SUMS(12), EET_SUMS(13), EET_SUMS(14), EET_SUMS(15)
+#define EET_TEXTS_192 EET_TEXTS_160 ", " EET_TEXT_10 ", " EET_TEXT_11
+#define EET_SUMS_192 EET_SUMS_160, EET_SUMS(10), EET_SUMS(11)
+#define EET_TEXTS_256 \
+  EET_TEXTS_192 ", " EET_TEXT_12 ", " EET_TEXT_13 ", " EET_TEXT_14 ", " EET_TEXT_15
+#define EET_SUMS_256 EET_SUMS_192, EET_SUMS(12), EET_SUMS(13), EET_SUMS(14), EET_SUMS(15)
 
 #define EET_WGMMA(type, name, n, i0, i1, i2, i3, i4)                                             \
   template <>                                                                                    \
@@ -133,6 +133,7 @@ EET_WGMMAS(80, 40, 41, 42, 43, 44)
 EET_WGMMAS(96, 48, 49, 50, 51, 52)
 EET_WGMMAS(128, 64, 65, 66, 67, 68)
 EET_WGMMAS(160, 80, 81, 82, 83, 84)
+EET_WGMMAS(192, 96, 97, 98, 99, 100)
 EET_WGMMAS(256, 128, 129, 130, 131, 132)
 
 }  // namespace eet

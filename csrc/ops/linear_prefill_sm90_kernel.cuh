@@ -103,6 +103,11 @@ using LowTiles = LinearShape<T, 1, 128, 8>;
 template <typename T>
 using SmallTiles = LinearShape<T, 1, 64, 6, 2>;
 
+// Where wide ones leave clusters without a tile: 6144 outputs of 512 rows are one tile for 48 of 66
+// clusters, or a smaller one for 64.
+template <typename T>
+using MiddleTiles = LinearShape<T, 2, 192, 4>;
+
 // How long a product takes whose tiles take `tile_time`: clusters have them one after the other.
 template <class Shape>
 double LinearTime(const LinearSizes& sizes, double tile_time) {
@@ -111,15 +116,16 @@ double LinearTime(const LinearSizes& sizes, double tile_time) {
   return tile_time * CeilDiv(tiles.pairs * tiles.strips, clusters);
 }
 
-// Calls launch with the shape of the tiles that are ready first, of those that have kLeastOuts
-// outputs. A tile's time is as measured on an H200: smaller ones take more than their share, for
-// they copy more for what they multiply.
+// Calls launch with the shape of the tiles that are ready first, of those whose outputs are a
+// multiple of kLeastOuts. A tile's time is as measured on an H200: smaller ones take more than
+// their share, for they copy more for what they multiply.
 template <typename T, int kLeastOuts, typename F>
 void WithLinearShape(const LinearSizes& sizes, const F& launch) {
   const double times[] = {
       LinearTime<WideTiles<T>>(sizes, 1.0), LinearTime<NarrowTiles<T>>(sizes, 0.54),
-      LinearTime<LowTiles<T>>(sizes, 0.38), LinearTime<SmallTiles<T>>(sizes, 0.25)};
-  constexpr int kChoices = kLeastOuts <= 64 ? 4 : kLeastOuts <= 128 ? 3 : 1;
+      LinearTime<LowTiles<T>>(sizes, 0.38), LinearTime<SmallTiles<T>>(sizes, 0.25),
+      LinearTime<MiddleTiles<T>>(sizes, 0.8)};
+  constexpr int kChoices = kLeastOuts <= 64 ? 5 : kLeastOuts <= 128 ? 3 : 1;
   switch (std::min_element(times, times + kChoices) - times) {
     case 0:
       return launch(WideTiles<T>{});
@@ -131,6 +137,9 @@ void WithLinearShape(const LinearSizes& sizes, const F& launch) {
       break;
     case 3:
       if constexpr (kChoices > 3) return launch(SmallTiles<T>{});
+      break;
+    case 4:
+      if constexpr (kChoices > 4) return launch(MiddleTiles<T>{});
       break;
   }
 }
